@@ -1,0 +1,425 @@
+"""Between text and token ids: encode, decode, show the work, and learn the merges."""
+
+import codecs
+import heapq
+import json
+import operator
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator
+from itertools import chain, pairwise
+from pathlib import Path
+
+import regex
+
+END_OF_TEXT = "<|endoftext|>"
+CACHE_CHARACTERS = 2**20  # of distinct pre-tokens remembered, about 40 MB, before starting afresh
+
+# GPT-2's own pattern (openai/gpt-2, src/encoder.py). A run of letters, of digits or of anything
+# else takes one space before it along; longer white space keeps all but its last character.
+PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+ANY_TEXT = regex.compile(PATTERN)
+# Splitting is half of all the time. In ASCII text the two classes are plain ranges, which `re`
+# knows, and `re` is twice as fast as `regex`.
+ASCII_TEXT = re.compile(PATTERN.replace(r"\p{L}", "A-Za-z").replace(r"\p{N}", "0-9"), re.ASCII)
+
+
+def byte_symbols() -> dict[int, str]:
+    """The printable character that stands for each byte, in the order of GPT-2's first 256 ids.
+
+    Printable Latin-1 stands for itself; the other 68 bytes take U+0100, U+0101, ... in turn, so
+    a space, byte 32, is written "Ġ" and a newline "Ċ". This is only a spelling: it keeps spaces
+    and control characters out of the vocabulary files. Source: openai/gpt-2, src/encoder.py.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+
+
+def pre_tokens(text: str) -> list[str]:
+    """The text cut into the pieces that no merge ever crosses; joined they are the text again."""
+    return (ASCII_TEXT if text.isascii() else ANY_TEXT).findall(text)
+
+
+class Tokenizer:
+    """Byte-level BPE as in GPT-2: any text to ids and back, nothing ever unknown.
+
+    `n_vocab` is the number of ids, `tokens` their spellings by id, `merges` the pairs of spellings
+    in the order learned, `special` a dict of the special tokens to their ids, and `eot` the id of
+    <|endoftext|>, or None where there is no such token.
+    """
+
+    def __init__(self, tokens: Iterable[str], merges: Iterable[tuple], special: Iterable[str]):
+        """Raises ValueError where tokens, merges and special tokens do not fit together."""
+        self.tokens, self.merges = list(tokens), [tuple(pair) for pair in merges]
+        self.n_vocab = len(self.tokens)
+        ids = {token: i for i, token in enumerate(self.tokens)}
+        if len(ids) < self.n_vocab:
+            twice = Counter(self.tokens).most_common(1)[0][0]
+            raise ValueError(f"The token {twice!r} is in the vocabulary twice.")
+        symbols = byte_symbols()
+        if missing := symbols.values() - ids.keys():
+            raise ValueError(f"The vocabulary lacks the byte symbols {sorted(missing)}.")
+        if missing := set(special) - ids.keys():
+            raise ValueError(f"The vocabulary lacks the special tokens {sorted(missing)}.")
+        self.special = {token: ids[token] for token in special}
+        self.eot = self.special.get(END_OF_TEXT)
+        self._byte_ids = [ids[symbols[byte]] for byte in range(256)]
+        self._bytes = [None] * self.n_vocab  # id -> the bytes it stands for
+        for byte, i in enumerate(self._byte_ids):
+            self._bytes[i] = bytes([byte])
+        self._ranks, self._made = {}, []  # pair of ids -> rank; rank -> id of the pair joined
+        for left, right in self.merges:
+            self._add_merge(left, right, ids)
+        for token, i in self.special.items():
+            self._bytes[i] = token.encode("utf-8")
+        if None in self._bytes:
+            i = self._bytes.index(None)
+            raise ValueError(
+                f"The token {self.tokens[i]!r} (id {i}) is neither a byte, nor made by a merge, "
+                "nor a special token such as <|endoftext|>: are merges missing?"
+            )
+        whole = tokens_spelling_themselves(self._byte_ids, self._ranks, self._made)
+        self._whole = {self._bytes[i]: i for i in whole}
+        self._cache, self._cached = {}, 0  # pre-token -> ids; characters of the keys
+
+    def _add_merge(self, left, right, ids):
+        rank = len(self._made)
+        for part in (left, right):
+            if part not in ids or self._bytes[ids[part]] is None:
+                raise ValueError(
+                    f"Merge {rank + 1} ({left!r} {right!r}) joins {part!r}, which is neither a "
+                    "byte nor made by an earlier merge."
+                )
+        pair, new = (ids[left], ids[right]), ids.get(left + right)
+        if new is None:
+            raise ValueError(f"Merge {rank + 1} makes {left + right!r}: not in the vocabulary.")
+        if pair in self._ranks:
+            raise ValueError(f"Merge {rank + 1} ({left!r} {right!r}) is there for a second time.")
+        self._ranks[pair] = rank
+        self._made.append(new)
+        self._bytes[new] = self._bytes[pair[0]] + self._bytes[pair[1]]
+
+    @classmethod
+    def gpt2(cls) -> "Tokenizer":
+        """The official vocabulary of 50,257 tokens, derived from the merges in this package."""
+        merges = read_merges(Path(__file__).parent / "vocab" / "vocab.bpe")
+        tokens = [*byte_symbols().values(), *map("".join, merges), END_OF_TEXT]
+        return cls(tokens, merges, [END_OF_TEXT])
+
+    @classmethod
+    def train(cls, text: str, n_vocab: int, special: str = END_OF_TEXT) -> "Tokenizer":
+        """Learn a vocabulary of n_vocab ids: 256 bytes, n_vocab - 257 merges, the special token.
+
+        A line that holds only the special token ends a document and is not learned from. Raises
+        ValueError where n_vocab is below 257 or more than the text has pairs for.
+        """
+        if n_vocab < 257:
+            raise ValueError(f"n_vocab is {n_vocab}, but 256 bytes and {special} need 257.")
+        documents = re.split(rf"(?m)^{re.escape(special)}$\n?", _well_formed(text))
+        words = Counter(chain.from_iterable(map(pre_tokens, documents)))
+        merges = learn_merges(words, n_vocab - 257)
+        tokens = [*byte_symbols().values(), *map("".join, merges), special]
+        return cls(tokens, merges, [special])
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Tokenizer":
+        """The vocabulary in vocab.json and merges.txt, or in encoder.json and vocab.bpe.
+
+        Tokens that no merge makes and that are written <...> or [...] are the special ones.
+        Raises ValueError where files are missing, damaged, or do not belong together.
+        """
+        folder = Path(folder)
+        for names in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+            if all((folder / name).is_file() for name in names):
+                break
+        else:
+            raise ValueError(
+                f"There is no vocabulary in {folder}: it needs vocab.json and merges.txt, or "
+                "encoder.json and vocab.bpe."
+            )
+        tokens = read_tokens(folder / names[0])
+        merges = read_merges(folder / names[1])
+        made = {left + right for left, right in merges}
+        special = [t for t in tokens if re.fullmatch(r"<.+>|\[.+\]", t) and t not in made]
+        try:
+            return cls(tokens, merges, special)
+        except ValueError as error:
+            raise ValueError(f"{names[0]} and {names[1]} in {folder} do not fit: {error}") from None
+
+    def write(self, folder: str | Path) -> None:
+        """Write vocab.json and merges.txt, as Hugging Face names them; neither is ever half there.
+
+        A crash between the two can leave a new vocab.json beside an old merges.txt.
+        """
+        vocab = json.dumps({token: i for i, token in enumerate(self.tokens)}, ensure_ascii=False)
+        merges = "".join(f"{left} {right}\n" for left, right in self.merges)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in (("vocab.json", vocab), ("merges.txt", "#version: 0.2\n" + merges)):
+            with open(folder / f"{name}.part", "w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(folder / f"{name}.part", folder / name)
+
+    def encode(self, text: str, allowed_special: Collection[str] = ()) -> list[int]:
+        """The ids of a text.
+
+        A special token in the text is plain text, unless allowed_special names it. Lone surrogates
+        become U+FFFD and surrogate pairs the character they mean, as in tiktoken. Raises TypeError
+        for anything but a str, ValueError for special tokens that this vocabulary does not have.
+        """
+        ids = []
+        for position, piece in enumerate(self._split(text, allowed_special)):
+            ids.extend([self.special[piece]] if position % 2 else self._encode_plain(piece))
+        return ids
+
+    def _split(self, text, allowed_special):
+        """Pieces of plain text, with the special tokens that stand between them: odd positions."""
+        if isinstance(allowed_special, str):
+            raise TypeError(f"allowed_special must be a set of tokens: {{{allowed_special!r}}}.")
+        if unknown := sorted(set(allowed_special) - self.special.keys()):
+            raise ValueError(f"{unknown} are no special tokens here; {list(self.special)} are.")
+        text = _well_formed(text)
+        if not allowed_special:
+            return [text]
+        longest_first = sorted(allowed_special, key=len, reverse=True)
+        return re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
+
+    def _encode_plain(self, text):
+        cache, words = self._cache, pre_tokens(text)
+        new = [word for word in set(words) if word not in cache]
+        for word in new:
+            data = word.encode("utf-8")
+            # Most distinct words are tokens themselves, and need no merging.
+            whole = self._whole.get(data)
+            cache[word] = self._merge(data)[0] if whole is None else [whole]
+        self._cached += sum(map(len, new))
+        if self._cached > CACHE_CHARACTERS:
+            self._cache, self._cached = {}, 0
+        return chain.from_iterable(map(cache.__getitem__, words))
+
+    def _merge(self, data):
+        """Bytes to ids, and the (rank, offset of the left part) of every merge in order.
+
+        Always the lowest rank, of equals the leftmost. GPT-2's own code looks at all pairs before
+        each merge; with the pairs in a heap and the symbols linked, n bytes cost n log n.
+        """
+        n, rank = len(data), self._ranks.get
+        ids = [self._byte_ids[byte] for byte in data]
+        after, before = list(range(1, n + 1)), list(range(-1, n))
+        heap = [(r, i) for i, pair in enumerate(pairwise(ids)) if (r := rank(pair)) is not None]
+        heapq.heapify(heap)
+        ids.append(None)  # the neighbour of both ends: at n, and, being the last, at -1
+        steps = []
+        while heap:
+            step = r, i = heapq.heappop(heap)
+            j = after[i]
+            if rank((ids[i], ids[j])) != r:  # one of the two has been merged since
+                continue
+            ids[i], ids[j] = self._made[r], None
+            k = after[i] = after[j]
+            before[k] = i
+            h = before[i]
+            if (r := rank((ids[h], ids[i]))) is not None:
+                heapq.heappush(heap, (r, h))
+            if (r := rank((ids[i], ids[k]))) is not None:
+                heapq.heappush(heap, (r, i))
+            steps.append(step)
+        return [i for i in ids if i is not None], steps
+
+    def show_work(self, text: str, allowed_special: Collection[str] = ()) -> list[dict]:
+        """How encode gets from the text to its ids: one dict for each pre-token.
+
+        `text`, `bytes`; `merges`, in order, each a dict of its `rank` (0 is the first learned), the
+        `pair` of spellings it joins and the byte it starts `at`; then `ids` and their `tokens`.
+        """
+        work = []
+        for position, piece in enumerate(self._split(text, allowed_special)):
+            for word in [piece] if position % 2 else pre_tokens(piece):
+                data = word.encode("utf-8")
+                ids, steps = ([self.special[word]], []) if position % 2 else self._merge(data)
+                merges = [{"rank": r, "pair": self.merges[r], "at": i} for r, i in steps]
+                tokens = [self.tokens[i] for i in ids]
+                work.append(
+                    {"text": word, "bytes": data, "merges": merges, "ids": ids, "tokens": tokens}
+                )
+        return work
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes that ids stand for.
+
+        ids may be a list, an array or any iterable of ints. Raises ValueError with the id and its
+        position where an id does not exist, TypeError where it is no integer.
+        """
+        return b"".join(self._bytes_of_each(ids))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text that ids stand for; bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """The text of each id as it arrives, "" while a character is incomplete.
+
+        After the last id comes what is left of an incomplete character, as U+FFFD, if anything is:
+        joined, the pieces are always decode(ids).
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for data in self._bytes_of_each(ids):
+            yield decoder.decode(data)
+        if rest := decoder.decode(b"", final=True):
+            yield rest
+
+    def _bytes_of_each(self, ids):
+        ids = ids.tolist() if hasattr(ids, "tolist") else ids  # arrays: Python ints are faster
+        if not isinstance(ids, Iterable):
+            raise TypeError(f"ids must be a list or an array of ints, not {ids!r}.")
+        for position, i in enumerate(ids):
+            try:
+                index = operator.index(i)
+            except TypeError:
+                index = None
+            if index is None or isinstance(i, bool):
+                raise TypeError(f"{i!r} at position {position} is no id: ids are integers.")
+            if not 0 <= index < self.n_vocab:
+                raise ValueError(
+                    f"The id {index} at position {position} does not exist: the vocabulary has "
+                    f"ids 0 to {self.n_vocab - 1}."
+                )
+            yield self._bytes[index]
+
+
+def _well_formed(text):
+    if not isinstance(text, str):
+        raise TypeError(f"The text must be a str, not {type(text).__name__}.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # surrogates: join pairs, replace the lone ones
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def tokens_spelling_themselves(byte_ids, ranks, made) -> set[int]:
+    """The ids whose bytes, merged, give that one id: of a learned vocabulary, all.
+
+    A vocabulary from elsewhere may hold tokens that merging never reaches: with merges a b, b c
+    and a bc, the text abc ends as ab c. So take each token apart again, youngest symbol first, and
+    ask of each two symbols that met at its seam whether an earlier merge would have joined them.
+    """
+    born = dict.fromkeys(byte_ids, -1)  # id -> rank of the merge that makes it
+    parts, whole = {}, set(byte_ids)
+    for pair, rank in ranks.items():
+        new = made[rank]
+        if new in born:  # a second way to make it; the first one decides
+            continue
+        born[new], parts[new] = rank, pair
+        left, right = pair
+        safe = left in whole and right in whole
+        while safe and (until := max(born[left], born[right])) >= 0:
+            # In "aaa" both pairs are a a, and the left one is merged: equal rank favours the left.
+            from_left = born[left] > born[right]
+            left, right = (parts[left][1], right) if from_left else (left, parts[right][0])
+            safe = ranks.get((left, right), until + 1) >= until + (not from_left)
+        if safe:
+            whole.add(new)
+    return whole
+
+
+def learn_merges(words: dict[str, int], n_merges: int) -> list[tuple[str, str]]:
+    """The merges that pay most on words (pre-token -> how often it occurs), in order.
+
+    Again and again the most frequent pair of neighbours becomes one symbol; of equally frequent
+    pairs the one with the smallest ids, left before right. Raises ValueError where pairs run out.
+    """
+    symbols = byte_symbols()
+    spellings = list(symbols.values())
+    id_of_byte = {byte: i for i, byte in enumerate(symbols)}
+    rows = [[id_of_byte[byte] for byte in word.encode("utf-8")] for word in words]
+    times = list(words.values())
+    counts, where = Counter(), defaultdict(set)  # pair -> how often; pair -> rows it may be in
+    for number, row in enumerate(rows):
+        for pair in pairwise(row):
+            counts[pair] += times[number]
+            where[pair].add(number)
+    heap = [(-count, pair) for pair, count in counts.items()]
+    heapq.heapify(heap)
+    merges, known = [], set(spellings)
+    while len(merges) < n_merges:
+        if not heap:
+            raise ValueError(
+                f"The text has pairs for {len(merges)} merges, not for {n_merges}: ask for a "
+                "smaller n_vocab or give more text."
+            )
+        count, pair = heapq.heappop(heap)
+        if counts[pair] < -count:  # its count has fallen since: back in line, unless it is gone
+            if counts[pair]:
+                heapq.heappush(heap, (-counts[pair], pair))
+            continue
+        left, right = spellings[pair[0]], spellings[pair[1]]
+        if left + right in known:  # other merges make the same bytes: one token is enough
+            continue
+        new = len(spellings)
+        spellings.append(left + right)
+        known.add(left + right)
+        merges.append((left, right))
+        grown = set()
+        for number in where.pop(pair):
+            for old in pairwise(rows[number]):
+                counts[old] -= times[number]
+            rows[number] = joined(rows[number], pair, new)
+            for now in pairwise(rows[number]):
+                counts[now] += times[number]
+                if new in now:
+                    where[now].add(number)
+                    grown.add(now)
+        for now in grown:
+            heapq.heappush(heap, (-counts[now], now))
+    return merges
+
+
+def joined(row: list[int], pair: tuple[int, int], new: int) -> list[int]:
+    """The row with each occurrence of the pair, from the left, as one new symbol."""
+    result, i = [], 0
+    while i < len(row):
+        match = tuple(row[i : i + 2]) == pair
+        result.append(new if match else row[i])
+        i += 2 if match else 1
+    return result
+
+
+def read_tokens(path: Path) -> list[str]:
+    """The tokens in the order of their ids, from a vocab.json or encoder.json."""
+    try:
+        items = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=list)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a JSON file in UTF-8: {error}.") from None
+    if not isinstance(items, list) or not all(isinstance(item, tuple) for item in items):
+        raise ValueError(f"{path} is not a JSON object of tokens and their ids.")
+    tokens = [None] * len(items)
+    for token, i in items:
+        if type(i) is not int or not 0 <= i < len(tokens) or tokens[i] is not None:
+            raise ValueError(
+                f"{path}: the id {i!r} of {token!r} is not one of 0 to {len(tokens) - 1}, or is "
+                "given twice."
+            )
+        tokens[i] = token
+    return tokens
+
+
+def read_merges(path: Path) -> list[tuple[str, str]]:
+    """The pairs of symbols in the order they were learned, from a merges.txt or vocab.bpe."""
+    try:
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file in UTF-8: {error}.") from None
+    first = 1 if lines[0].startswith("#version") else 0
+    merges = [tuple(line.split(" ")) for line in lines[first:]]
+    for number, merge in enumerate(merges, start=first + 1):
+        if len(merge) != 2 or not all(merge):
+            raise ValueError(
+                f"{path}, line {number}: expected two symbols with a space between them, not "
+                f"{' '.join(merge)[:40]!r}."
+            )
+    return merges

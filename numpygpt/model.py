@@ -1,0 +1,426 @@
+"""The order in which GPT-2 performs them, forwards and backwards, and the cache that saves repeating them.
+
+    tokens -> wte + wpe -> [ + attention(layer norm) ; + mlp(layer norm) ] x n_layer
+           -> layer norm -> logits = x wte^T
+
+The layer norm stands *before* attention and MLP and the sum bypasses both ("pre-norm"), unlike in
+the original Transformer; nothing attends to a later position and there is no encoder.
+
+`forward` can return its record, `acts`: a flat dict, name -> array, in the order of computation.
+An entry named as a module (`h.3.mlp.c_fc`) is what that module returned; `resid_pre`, `resid_mid`
+and `resid_post` are the residual stream before, between and after a block's two additions.
+"""
+
+import dataclasses
+import types
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import ops as reference_ops
+
+# The entries that `backward` reads, without the block's prefix: keep="backward" keeps these.
+READ_BACKWARD = frozenset(
+    "tokens positions pads resid_pre ln_1 attn.q attn.k attn.v attn.z resid_mid ln_2 mlp.c_fc mlp.act"
+    " resid_post ln_f".split()
+)
+# Queries are taken in pieces, and a piece computes no score for keys that all its queries must not
+# see: for 256 tokens in pieces of 64 that saves 3/8 of the attention, and a piece fits in cache.
+PIECE = 64
+
+
+@dataclass(frozen=True)
+class Config:
+    """The numbers that fix a GPT-2's shape; `n_inner` is 4 n_embd unless given.
+
+    Raises ValueError for sizes that are not positive integers or heads that do not divide n_embd.
+    """
+
+    n_vocab: int
+    n_ctx: int
+    n_embd: int
+    n_head: int
+    n_layer: int
+    n_inner: int | None = None
+    layer_norm_epsilon: float = 1e-5
+
+    def __post_init__(self):
+        if self.n_inner is None and isinstance(self.n_embd, int):
+            object.__setattr__(self, "n_inner", 4 * self.n_embd)
+        for name in ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer", "n_inner"):
+            size = getattr(self, name)
+            if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+                raise ValueError(f"{name} must be a positive integer, not {size!r}")
+        if self.n_embd % self.n_head:
+            raise ValueError(
+                f"n_embd = {self.n_embd} cannot be divided among n_head = {self.n_head} heads"
+            )
+        if not 0 <= self.layer_norm_epsilon < 1:
+            raise ValueError(
+                f"layer_norm_epsilon must be in [0, 1), not {self.layer_norm_epsilon!r}"
+            )
+
+
+def parameter_shapes(config: Config, tied: bool = True) -> dict[str, tuple[int, ...]]:
+    """Official name -> shape of every parameter, in the order of computation.
+
+    Weights are (in, out). `tied=False` adds `lm_head.weight` (V, C), which GPT-2 itself has not: its
+    unembedding is `wte.weight`.
+    """
+    c, f = config.n_embd, config.n_inner
+    shapes = {"wte.weight": (config.n_vocab, c), "wpe.weight": (config.n_ctx, c)}
+    block = {
+        "ln_1": (c,),
+        "attn.c_attn": (c, 3 * c),
+        "attn.c_proj": (c, c),
+        "ln_2": (c,),
+        "mlp.c_fc": (c, f),
+        "mlp.c_proj": (f, c),
+    }
+    for i in range(config.n_layer):
+        for name, shape in block.items():
+            shapes[f"h.{i}.{name}.weight"] = shape
+            shapes[f"h.{i}.{name}.bias"] = shape[-1:]
+    shapes |= {"ln_f.weight": (c,), "ln_f.bias": (c,)}
+    return shapes if tied else shapes | {"lm_head.weight": (config.n_vocab, c)}
+
+
+def init(config: Config, rng: np.random.Generator, dtype=np.float32) -> dict[str, np.ndarray]:
+    """Random parameters as GPT-2's were before training.
+
+    Weights are normal with standard deviation 0.02 (positions 0.01), the projections that write into
+    the residual stream divided by sqrt(2 n_layer), the number of writes (Radford et al. 2019, 2.3);
+    biases 0, layer-norm gains 1. So the first loss is close to ln V: the model knows nothing.
+    """
+    params = {}
+    for name, shape in parameter_shapes(config).items():
+        if name.endswith(".bias"):
+            params[name] = np.zeros(shape, dtype)
+        elif ".ln_" in name or name.startswith("ln_"):
+            params[name] = np.ones(shape, dtype)
+        else:
+            std = 0.01 if name == "wpe.weight" else 0.02
+            if name.endswith("c_proj.weight"):
+                std /= (2 * config.n_layer) ** 0.5
+            params[name] = rng.standard_normal(shape, dtype) * std
+    return params
+
+
+@dataclass
+class Cache:
+    """The keys and values of the tokens already seen: per layer (B, H, n_ctx, D), `length` filled.
+
+    `pads` (B,) is what the first piece was given; later pieces need not repeat it.
+    """
+
+    k: list
+    v: list
+    length: int = 0
+    pads: np.ndarray | None = None
+
+
+class GPT2:
+    """GPT-2 with the given configuration and parameters; `ops` is the table of its operations.
+
+    config: Config. params: dict, official name -> array, all float32 or all float64; they are used
+    as they are, not copied. ops: any object with the functions of `numpygpt.ops`, so that one of
+    them can be replaced. Raises ValueError or TypeError naming every parameter that does not fit.
+    """
+
+    def __init__(self, config: Config, params: dict[str, np.ndarray], ops=reference_ops):
+        self.config, self.params, self.ops = config, params, ops
+        self.dtype = _check_params(config, params)
+
+    def cache(self, batch: int = 1) -> Cache:
+        """An empty KV cache for `batch` sequences; `forward(tokens, cache)` fills it."""
+        c = self.config
+        shape = (batch, c.n_head, c.n_ctx, c.n_embd // c.n_head)
+        # np.empty: the operating system gives memory only as positions are written
+        k, v = ([np.empty(shape, self.dtype) for _ in range(c.n_layer)] for _ in range(2))
+        return Cache(k, v)
+
+    def forward(self, tokens, cache=None, pads=None, keep="nothing", only_last=False):
+        """Logits of the next token after each token, and the record of the computation.
+
+        tokens: integers (B, T), or (T,) for a batch of one.
+        cache: from `cache(batch)`; the tokens then continue those already in it.
+        pads: (B,) integers, the number of padding tokens at the left of each row. A row's logits
+            after its padding equal those of the row alone.
+        keep: "nothing", "backward" (what `backward` reads) or "everything".
+        only_last: compute the logits of the last position alone, as sampling needs.
+
+        Returns logits (B, T, V), or (B, 1, V) with only_last, and the dict acts.
+        Raises TypeError for tokens that are not integers, and ValueError for ids outside the
+        vocabulary, positions past n_ctx and shapes that do not fit.
+        """
+        p, ops, eps = self.params, self.ops, self.config.layer_norm_epsilon
+        tokens, pads = _check_input(self.config, tokens, cache, pads, keep)
+        past = cache.length if cache else 0
+        positions = ops.positions(past, tokens.shape[1], pads)
+        acts = {}
+
+        def save(name, array, prefix=""):
+            if keep == "everything" or (keep == "backward" and name in READ_BACKWARD):
+                acts[prefix + name] = array
+            return array
+
+        save("tokens", tokens)
+        save("positions", np.broadcast_to(positions, tokens.shape))
+        if pads is not None:
+            save("pads", pads)
+        x = save("wte", ops.embedding(tokens, p["wte.weight"]))
+        x = ops.residual(x, save("wpe", ops.embedding(positions, p["wpe.weight"])))
+        for i in range(self.config.n_layer):
+            x = self._block(x, i, cache, pads, save, whole=keep == "everything")
+        if only_last:
+            x = x[:, -1:]
+        x = save("ln_f", ops.layer_norm(x, p["ln_f.weight"], p["ln_f.bias"], eps))
+        logits = save("logits", ops.unembed(x, self._unembedding()))
+        if cache:
+            cache.length, cache.pads = past + tokens.shape[1], pads
+        return logits, acts
+
+    def _block(self, x, i, cache, pads, save, whole):
+        """resid_mid = x + attention(ln_1(x)); resid_post = resid_mid + mlp(ln_2(resid_mid))."""
+        ops, eps, h = self.ops, self.config.layer_norm_epsilon, f"h.{i}."
+
+        def weights(name):
+            return self.params[f"{h}{name}.weight"], self.params[f"{h}{name}.bias"]
+
+        save("resid_pre", x, h)
+        y = save("ln_1", ops.layer_norm(x, *weights("ln_1"), eps), h)
+        y = save("attn.c_attn", ops.linear(y, *weights("attn.c_attn")), h)
+        # (B, T, 3C) -> 3 x (B, H, T, D): all of q, then all of k, then all of v
+        q, k, v = (ops.split_heads(part, self.config.n_head) for part in np.split(y, 3, axis=-1))
+        if cache:
+            k, v = (_append(store[i], new, cache.length) for store, new in ((cache.k, k), (cache.v, v)))
+        save("attn.q", q, h), save("attn.k", k, h), save("attn.v", v, h)
+        z = save("attn.z", self._attention(q, k, v, pads, save, h, whole), h)
+        y = save("attn.c_proj", ops.linear(z, *weights("attn.c_proj")), h)
+        x = save("resid_mid", ops.residual(x, y), h)
+        y = save("ln_2", ops.layer_norm(x, *weights("ln_2"), eps), h)
+        y = save("mlp.c_fc", ops.linear(y, *weights("mlp.c_fc")), h)
+        y = save("mlp.act", ops.gelu(y), h)
+        y = save("mlp.c_proj", ops.linear(y, *weights("mlp.c_proj")), h)
+        return save("resid_post", ops.residual(x, y), h)
+
+    def _attention(self, q, k, v, pads, save, h, whole):
+        """z = softmax(q k^T / sqrt(D) + mask) v, with the heads merged: -> (B, T, C)."""
+        ops = self.ops
+        z = []
+        for queries, keys in _pieces(q.shape[2], k.shape[2], whole):
+            scores = ops.attention_scores(q[:, :, queries], k[:, :, :keys], pads)
+            pattern = ops.softmax(save("attn.scores", scores, h))
+            z.append(ops.attention_values(save("attn.pattern", pattern, h), v[:, :, :keys]))
+        return ops.merge_heads(z[0] if len(z) == 1 else np.concatenate(z, axis=2))
+
+    def _unembedding(self):
+        return self.params.get("lm_head.weight", self.params["wte.weight"])
+
+    def backward(self, dlogits, acts) -> dict[str, np.ndarray]:
+        """Gradients of the loss with respect to every parameter, given those to the logits.
+
+        dlogits (B, T, V). acts: the record of `forward(tokens, pads=..., keep="backward")`, without
+        a cache. Returns a dict under the parameters' names, in their order. Raises ValueError when
+        the record lacks what is read here.
+        """
+        p, ops, eps = self.params, self.ops, self.config.layer_norm_epsilon
+        _check_record(self.config, acts, dlogits)
+        grads = {}
+
+        def undo(op, dy, name, x, *extra):
+            """Run a backward that has weight and bias: keep their gradients, return that of x."""
+            w, b = p[f"{name}.weight"], p[f"{name}.bias"]
+            dx, grads[f"{name}.weight"], grads[f"{name}.bias"] = op(dy, x, w, b, *extra)
+            return dx
+
+        dx, dtable = ops.unembed_backward(dlogits, acts["ln_f"], self._unembedding())
+        last = f"h.{self.config.n_layer - 1}.resid_post"
+        dx = undo(ops.layer_norm_backward, dx, "ln_f", acts[last], eps)
+        for i in reversed(range(self.config.n_layer)):
+            dx = self._block_backward(dx, acts, f"h.{i}.", undo)
+        grads["wpe.weight"] = ops.embedding_backward(dx, acts["positions"], p["wpe.weight"])
+        grads["wte.weight"] = ops.embedding_backward(dx, acts["tokens"], p["wte.weight"])
+        if "lm_head.weight" in p:
+            grads["lm_head.weight"] = dtable
+        else:  # tied: the table was used twice, and its gradients add up
+            grads["wte.weight"] += dtable
+        return {name: grads[name] for name in p}
+
+    def _block_backward(self, dx, acts, h, undo):
+        """`_block` from its last line to its first; dx is the gradient of the residual stream."""
+        ops, eps = self.ops, self.config.layer_norm_epsilon
+        linear, norm = ops.linear_backward, ops.layer_norm_backward
+        dx, dy = ops.residual_backward(dx, None, None)
+        dy = undo(linear, dy, h + "mlp.c_proj", acts[h + "mlp.act"])
+        dy = ops.gelu_backward(dy, acts[h + "mlp.c_fc"])
+        dy = undo(linear, dy, h + "mlp.c_fc", acts[h + "ln_2"])
+        dx = dx + undo(norm, dy, h + "ln_2", acts[h + "resid_mid"], eps)
+        dx, dy = ops.residual_backward(dx, None, None)
+        dy = undo(linear, dy, h + "attn.c_proj", acts[h + "attn.z"])
+        dy = self._attention_backward(dy, *(acts[h + "attn." + x] for x in "qkv"), acts.get("pads"))
+        dy = undo(linear, dy, h + "attn.c_attn", acts[h + "ln_1"])
+        return dx + undo(norm, dy, h + "ln_1", acts[h + "resid_pre"], eps)
+
+    def _attention_backward(self, dz, q, k, v, pads):
+        """Gradient of c_attn's output, (B, T, 3C). The pattern of a piece is computed again here:
+        kept, it would be the largest part of the record, (B, H, T, S) in every block."""
+        ops = self.ops
+        dz = ops.split_heads(dz, self.config.n_head)
+        b, n_head, t, d = q.shape
+        dqkv = np.zeros((b, t, 3 * n_head * d), q.dtype)
+        dq, dk, dv = (ops.split_heads(part, n_head) for part in np.split(dqkv, 3, axis=-1))  # views
+        for queries, keys in _pieces(t, k.shape[2]):
+            q_, k_, v_, dz_ = q[:, :, queries], k[:, :, :keys], v[:, :, :keys], dz[:, :, queries]
+            scores = ops.attention_scores(q_, k_, pads)
+            pattern = ops.softmax(scores)
+            dpattern, dv_ = ops.attention_values_backward(dz_, pattern, v_)
+            dscores = ops.softmax_backward(dpattern, scores, pattern)
+            dq[:, :, queries], dk_ = ops.attention_scores_backward(dscores, q_, k_, pads)
+            dk[:, :, :keys] += dk_
+            dv[:, :, :keys] += dv_
+        return dqkv
+
+    def loss_and_grads(self, tokens, targets, mask=None):
+        """Mean cross-entropy in nats over the tokens where mask is 1, and its gradients.
+
+        tokens, targets (B, T): the target of a position is the token that follows it. mask (B, T) or
+        None for all. Raises what `forward` raises, and ValueError for targets that do not fit.
+        """
+        tokens, targets, mask = _check_targets(self.config, tokens, targets, mask)
+        logits, acts = self.forward(tokens, keep="backward")
+        loss = self.ops.cross_entropy(logits, targets, mask)
+        one = np.ones((), self.dtype)[()]  # dloss/dloss
+        dlogits = self.ops.cross_entropy_backward(one, logits, targets, mask)
+        return loss, self.backward(dlogits, acts)
+
+
+def _pieces(t, s, whole=False):
+    """(slice of queries, number of keys the last of them sees) for t queries, the last of s."""
+    step = t if whole else PIECE
+    for start in range(0, t, step):
+        stop = min(start + step, t)
+        yield slice(start, stop), s - t + stop
+
+
+def _append(store, new, length):
+    """Write new keys or values (B, H, T, D) behind `length` older ones; return all, as a view."""
+    end = length + new.shape[2]
+    store[:, :, length:end] = new
+    return store[:, :, :end]
+
+
+def with_ops(model: GPT2, **replaced) -> GPT2:
+    """The same model with some operations replaced: `with_ops(model, gelu=mine)`.
+
+    Raises ValueError for a name that is no operation.
+    """
+    unknown = [name for name in replaced if not hasattr(model.ops, name)]
+    if unknown:
+        raise ValueError(f"no such operation: {', '.join(unknown)}")
+    table = {name: op for name, op in vars(model.ops).items() if not name.startswith("_")}
+    return GPT2(model.config, model.params, types.SimpleNamespace(**table | replaced))
+
+
+# ---- what is refused, and in which words --------------------------------------------------------
+
+
+def _check_params(config, params):
+    """The common dtype of the parameters, or an error that lists every name and shape at fault."""
+    tied = "lm_head.weight" not in params
+    shapes = parameter_shapes(config, tied)
+    faults = [f"{name} is missing" for name in shapes if name not in params]
+    faults += [f"{name} is unknown" for name in params if name not in shapes]
+    faults += [
+        f"{name} has shape {tuple(np.shape(params[name]))} instead of {shape}"
+        for name, shape in shapes.items()
+        if name in params and np.shape(params[name]) != shape
+    ]
+    if faults:
+        raise ValueError("parameters do not fit the configuration: " + "; ".join(faults))
+    dtypes = sorted({str(np.asarray(value).dtype) for value in params.values()})
+    if dtypes not in (["float32"], ["float64"]):
+        raise TypeError(f"parameters must be all float32 or all float64, not {', '.join(dtypes)}")
+    return np.dtype(dtypes[0])
+
+
+def _check_ids(ids, what, n_vocab):
+    ids = np.asarray(ids)
+    if ids.ndim == 1:
+        ids = ids[None]
+    if ids.ndim != 2 or ids.size == 0:
+        raise ValueError(f"{what} must be (B, T) with at least one token, not of shape {ids.shape}")
+    if not np.issubdtype(ids.dtype, np.integer):
+        raise TypeError(f"{what} must be integers, not {ids.dtype}")
+    if ids.min() < 0 or ids.max() >= n_vocab:
+        row, column = np.argwhere((ids < 0) | (ids >= n_vocab))[0]
+        raise ValueError(
+            f"{what} hold the id {ids[row, column]} in row {row}, column {column}: "
+            f"the vocabulary has ids 0 to {n_vocab - 1}"
+        )
+    return ids
+
+
+def _check_input(config, tokens, cache, pads, keep):
+    if keep not in ("nothing", "backward", "everything"):
+        raise ValueError(f'keep must be "nothing", "backward" or "everything", not {keep!r}')
+    tokens = _check_ids(tokens, "tokens", config.n_vocab)
+    rows, length = tokens.shape
+    past = 0
+    if cache:
+        past = cache.length
+        if cache.k[0].shape[0] != rows:
+            raise ValueError(f"the cache holds {cache.k[0].shape[0]} rows, but tokens have {rows}")
+        if keep == "backward":
+            raise ValueError("a backward pass needs the whole sequence in one forward: leave out cache")
+    if past + length > config.n_ctx:
+        raise ValueError(
+            f"{past + length} positions are asked for, but the model has n_ctx = {config.n_ctx}: "
+            "shorten the text or slide the window"
+        )
+    return tokens, _check_pads(config, pads, cache, past, rows)
+
+
+def _check_pads(config, pads, cache, past, rows):
+    if pads is None:
+        return cache.pads if cache else None
+    pads = np.asarray(pads)
+    if not np.issubdtype(pads.dtype, np.integer) or pads.shape != (rows,):
+        raise ValueError(
+            f"pads must be {rows} integers, one a row, not {pads.dtype} of shape {pads.shape}"
+        )
+    if pads.min() < 0 or pads.max() >= config.n_ctx:
+        raise ValueError(f"pads must lie between 0 and n_ctx - 1 = {config.n_ctx - 1}")
+    before = None if not past else np.zeros(rows, int) if cache.pads is None else cache.pads
+    if before is not None and not np.array_equal(before, pads):
+        raise ValueError(f"the cache was begun with pads {before.tolist()}, not {pads.tolist()}")
+    return pads
+
+
+def _check_targets(config, tokens, targets, mask):
+    tokens = np.atleast_2d(tokens)
+    targets = np.atleast_2d(targets)
+    mask = None if mask is None else np.atleast_2d(mask)
+    for what, array in (("targets", targets), ("mask", mask)):
+        if array is not None and array.shape != tokens.shape:
+            raise ValueError(f"{what} have shape {array.shape}, but tokens have {tokens.shape}")
+    counted = targets if mask is None else targets[mask != 0]
+    if counted.size:
+        _check_ids(counted.reshape(1, -1), "targets", config.n_vocab)
+    return tokens, targets, mask
+
+
+def _check_record(config, acts, dlogits):
+    if "ln_f" not in acts or "h.0.attn.z" not in acts:
+        raise ValueError('the record is incomplete: run forward with keep="backward"')
+    if acts["h.0.attn.k"].shape[2] != acts["tokens"].shape[1]:
+        raise ValueError("the record was made with a cache: backward needs the whole sequence in one")
+    expected = (*acts["tokens"].shape, config.n_vocab)
+    if np.shape(dlogits) != expected:
+        raise ValueError(f"dlogits have shape {np.shape(dlogits)} instead of {expected}")
+
+
+def dtype_of(model: GPT2, dtype) -> GPT2:
+    """The same model with its parameters as float32 or float64."""
+    params = {name: value.astype(dtype) for name, value in model.params.items()}
+    return GPT2(dataclasses.replace(model.config), params, model.ops)

@@ -1,0 +1,91 @@
+"""From gradients to new parameters: clipping, schedule, AdamW.
+
+Parameters, gradients and the optimizer's state are flat dicts under the same official names.
+`clip` and `adamw` work in place, tile by tile: at 124M parameters a copy of any of these dicts is
+half a gigabyte.
+
+Sources: Loshchilov and Hutter 2019 (AdamW, cosine schedule); Kingma and Ba 2015 (bias correction);
+Pascanu et al. 2013 (clipping by the global norm).
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from .ops import TILE
+
+
+@dataclass
+class AdamState:
+    """Steps taken, and the running means of the gradients (m) and of their squares (v)."""
+
+    step: int
+    m: dict
+    v: dict
+
+
+def adam_state(params) -> AdamState:
+    """The state before the first step: zeros."""
+    return AdamState(0, *({name: np.zeros_like(p) for name, p in params.items()} for _ in "mv"))
+
+
+def global_norm(grads) -> float:
+    """sqrt of the sum of all squared gradients, as if they were one long vector."""
+    return math.sqrt(math.fsum(float(np.vdot(g, g)) for g in grads.values()))
+
+
+def clip(grads, max_norm: float) -> float:
+    """Scale all gradients by max_norm / norm if their global norm is larger; return the norm.
+
+    One factor for all of them keeps the direction; clipping each tensor by itself would not.
+    """
+    norm = global_norm(grads)
+    if norm > max_norm:
+        for g in grads.values():
+            g *= max_norm / (norm + 1e-6)
+    return norm
+
+
+def warmup_cosine(step: int, peak: float, floor: float, warmup: int, steps: int) -> float:
+    """Learning rate of step 0 .. steps-1: up in a line for `warmup`, then down half a cosine."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def decays(name: str, param) -> bool:
+    """Weight decay is for matrices, the embeddings among them; not for biases and gains."""
+    return param.ndim >= 2
+
+
+def adamw(params, grads, state, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0):
+    """One step of AdamW, in place on params and state; returns nothing.
+
+        m = beta1 m + (1 - beta1) g          p = p (1 - lr weight_decay)       (matrices only)
+        v = beta2 v + (1 - beta2) g^2        p = p - lr m^ / (sqrt(v^) + eps)
+
+    with m^ = m / (1 - beta1^t) and v^ = v / (1 - beta2^t): without that correction the first steps
+    would be too small, as m and v start at 0. The decay does not pass through m and v; that is the
+    W of AdamW.
+    """
+    state.step += 1
+    rate = lr / (1 - beta1**state.step)
+    root = math.sqrt(1 - beta2**state.step)
+    for name, param in params.items():
+        shrink = 1 - lr * weight_decay if decays(name, param) else 1.0
+        flat = [x.reshape(-1) for x in (param, grads[name], state.m[name], state.v[name])]
+        for start in range(0, param.size, TILE):
+            p, g, m, v = (x[start : start + TILE] for x in flat)
+            m *= beta1
+            m += (1 - beta1) * g
+            v *= beta2
+            v += (1 - beta2) * g * g
+            step = np.sqrt(v)
+            step /= root
+            step += eps
+            np.divide(m, step, out=step)
+            step *= rate
+            p *= shrink
+            p -= step
