@@ -6,6 +6,6 @@ class CheckpointError(ValueError):
 
 
 # Below the class, because both rooms import it from here.
-from numpygpt.formats import safetensors, tensorflow
+from numpygpt.formats import safetensors, tensorflow  # noqa: E402
 
 __all__ = ["CheckpointError", "safetensors", "tensorflow"]

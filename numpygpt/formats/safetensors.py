@@ -1,7 +1,7 @@
 """A safetensors file as a dict of arrays, and back.
 
     8 bytes     n, the length of the header, little-endian
-    n bytes     JSON: {"wpe.weight": {"dtype": "F32", "shape": [4, 3], "data_offsets": [0, 48]}, ...}
+    n bytes     JSON: {"wpe.weight": {"dtype": "F32", "shape": [4, 3], "data_offsets": [0, 48]}, …}
     the rest    the arrays one after another, little-endian, C order; data_offsets count from here
 
 Source: github.com/huggingface/safetensors, "Format". The file is somebody else's bytes, so every
@@ -42,7 +42,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
-    """The text that the writer put under `__metadata__`; empty if there is none. Raises as `read`."""
+    """The text that the writer put under `__metadata__`, or an empty dict. Raises as `read`."""
     metadata, _, _ = _open(path)
     return metadata
 
@@ -197,8 +197,8 @@ def _check_cover(path, entries, size):
     for name, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if begin != position:
             raise CheckpointError(
-                f"{path}, tensor {name!r:.99} begins at byte {begin} of the data, but {position} was "
-                "expected, so tensors overlap or leave a hole: get the file again"
+                f"{path}, tensor {name!r:.99} begins at byte {begin} of the data, but {position} "
+                "was expected, so tensors overlap or leave a hole: get the file again"
             )
         position = end
     if position != size:
