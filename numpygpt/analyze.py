@@ -1,4 +1,7 @@
-"""Numbers derived from a record or a configuration: logit lens, attention statistics, parameters, FLOPs, bytes."""
+"""Numbers derived from a record or a configuration.
+
+Logit lens, attention statistics, parameters, FLOPs, bytes.
+"""
 
 import numpy as np
 
@@ -42,8 +45,9 @@ def cache_bytes_per_token(config: Config, itemsize: int = 4) -> int:
 def logit_lens(model, acts) -> dict[str, np.ndarray]:
     """What the model would predict if it stopped at each entry of the residual stream.
 
-    The final layer norm and the unembedding are applied to every `resid_pre` of the record and to
-    the last `resid_post`: name -> logits (B, T, V). Source: nostalgebraist 2020, "interpreting GPT".
+    The final layer norm and the unembedding are applied to every `resid_pre` of the record and
+    to the last `resid_post`: name -> logits (B, T, V). Source: nostalgebraist 2020, "interpreting
+    GPT: the logit lens".
     """
     p, ops = model.params, model.ops
     last = f"h.{model.config.n_layer - 1}.resid_post"

@@ -14,15 +14,25 @@ from pathlib import Path
 import regex
 
 END_OF_TEXT = "<|endoftext|>"
-CACHE_CHARACTERS = 2**20  # of distinct pre-tokens remembered, about 40 MB, before starting afresh
+SHORT = 40  # bytes; to merge words below this length, a plain search is faster
+CACHE_SIZE = 2**21  # characters remembered, and 16 more for each word, before starting afresh
 
 # GPT-2's own pattern (openai/gpt-2, src/encoder.py). A run of letters, of digits or of anything
 # else takes one space before it along; longer white space keeps all but its last character.
-PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-ANY_TEXT = regex.compile(PATTERN)
-# Splitting is half of all the time. In ASCII text the two classes are plain ranges, which `re`
-# knows, and `re` is twice as fast as `regex`.
-ASCII_TEXT = re.compile(PATTERN.replace(r"\p{L}", "A-Za-z").replace(r"\p{N}", "0-9"), re.ASCII)
+PATTERN = regex.compile(
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+)
+# Splitting is half of encoding, and `re`, which knows no \p{L}, is twice as fast as `regex`. So
+# `re` cuts first: where all is ASCII as PATTERN does, and elsewhere into stretches that end before
+# white space, where PATTERN cuts as well; it is left with those stretches, each of them once.
+SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # PATTERN's \s
+OTHER = r"\x00-\x08\x0e-\x1f!-/:-@\[-`{-\x7f"  # ASCII but no space, letter or digit
+BEYOND = r"\x80-\U0010ffff"
+STRETCHES = re.compile(
+    rf"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+(?![A-Za-z{BEYOND}])| ?[0-9]+(?![0-9{BEYOND}])"
+    rf"| ?[{OTHER}]+(?![{OTHER}{BEYOND}])| ?[^{SPACE}]+|[{SPACE}]+(?![^{SPACE}])|[{SPACE}]+"
+)
+SPECIAL = re.compile(r"<.+>|\[.+\]")
 
 
 def byte_symbols() -> dict[int, str]:
@@ -38,8 +48,8 @@ def byte_symbols() -> dict[int, str]:
 
 
 def pre_tokens(text: str) -> list[str]:
-    """The text cut into the pieces that no merge ever crosses; joined they are the text again."""
-    return (ASCII_TEXT if text.isascii() else ANY_TEXT).findall(text)
+    """The text cut into the pieces that no merge crosses; joined they are the text again."""
+    return PATTERN.findall(text)
 
 
 class Tokenizer:
@@ -61,9 +71,11 @@ class Tokenizer:
         symbols = byte_symbols()
         if missing := symbols.values() - ids.keys():
             raise ValueError(f"The vocabulary lacks the byte symbols {sorted(missing)}.")
-        if missing := set(special) - ids.keys():
-            raise ValueError(f"The vocabulary lacks the special tokens {sorted(missing)}.")
-        self.special = {token: ids[token] for token in special}
+        self.special = {}
+        for token in special:
+            if token not in ids or not SPECIAL.fullmatch(token):
+                raise ValueError(f"The special token {token!r} is missing, or not <...> or [...].")
+            self.special[token] = ids[token]
         self.eot = self.special.get(END_OF_TEXT)
         self._byte_ids = [ids[symbols[byte]] for byte in range(256)]
         self._bytes = [None] * self.n_vocab  # id -> the bytes it stands for
@@ -82,7 +94,7 @@ class Tokenizer:
             )
         whole = tokens_spelling_themselves(self._byte_ids, self._ranks, self._made)
         self._whole = {self._bytes[i]: i for i in whole}
-        self._cache, self._cached = {}, 0  # pre-token -> ids; characters of the keys
+        self._cache, self._cached = {}, 0  # stretch -> ids; how much of CACHE_SIZE is used
 
     def _add_merge(self, left, right, ids):
         rank = len(self._made)
@@ -142,7 +154,7 @@ class Tokenizer:
         tokens = read_tokens(folder / names[0])
         merges = read_merges(folder / names[1])
         made = {left + right for left, right in merges}
-        special = [t for t in tokens if re.fullmatch(r"<.+>|\[.+\]", t) and t not in made]
+        special = [t for t in tokens if SPECIAL.fullmatch(t) and t not in made]
         try:
             return cls(tokens, merges, special)
         except ValueError as error:
@@ -189,45 +201,70 @@ class Tokenizer:
         return re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
 
     def _encode_plain(self, text):
-        cache, words = self._cache, pre_tokens(text)
-        new = [word for word in set(words) if word not in cache]
-        for word in new:
-            data = word.encode("utf-8")
-            # Most distinct words are tokens themselves, and need no merging.
-            whole = self._whole.get(data)
-            cache[word] = self._merge(data)[0] if whole is None else [whole]
-        self._cached += sum(map(len, new))
-        if self._cached > CACHE_CHARACTERS:
+        cache, stretches = self._cache, STRETCHES.findall(text)
+        new = [stretch for stretch in set(stretches) if stretch not in cache]
+        for stretch in new:
+            if stretch.isascii():
+                cache[stretch] = self._encode_word(stretch)
+            else:
+                words = map(self._encode_word, pre_tokens(stretch))
+                cache[stretch] = tuple(chain.from_iterable(words))
+        self._cached += sum(map(len, new)) + 16 * len(new)
+        if self._cached > CACHE_SIZE:
             self._cache, self._cached = {}, 0
-        return chain.from_iterable(map(cache.__getitem__, words))
+        return chain.from_iterable(map(cache.__getitem__, stretches))
+
+    def _encode_word(self, word):
+        data = word.encode("utf-8")
+        whole = self._whole.get(data)
+        if whole is not None:  # as are half of all distinct words
+            return (whole,)
+        return self._merge_short(data) if len(data) < SHORT else self._merge(data)[0]
+
+    def _merge_short(self, data):
+        """What _merge returns first; up to SHORT bytes faster, however plainly it searches."""
+        rank, made, byte_ids, none = self._ranks.get, self._made, self._byte_ids, len(self._made)
+        ids = [byte_ids[byte] for byte in data]
+        ids.append(None)  # pairs with nothing; stands after the last and, at -1, before the first
+        ranks = [rank(pair, none) for pair in pairwise(ids)]
+        while (lowest := min(ranks)) < none:
+            i = ranks.index(lowest)
+            ids[i] = new = made[lowest]
+            del ids[i + 1], ranks[i]
+            ranks[i] = rank((new, ids[i + 1]), none)
+            ranks[i - 1] = rank((ids[i - 1], new), none)
+        ids.pop()
+        return ids
 
     def _merge(self, data):
-        """Bytes to ids, and the (rank, offset of the left part) of every merge in order.
+        """Bytes to ids, and (rank, where its left part starts) for every merge in order.
 
-        Always the lowest rank, of equals the leftmost. GPT-2's own code looks at all pairs before
-        each merge; with the pairs in a heap and the symbols linked, n bytes cost n log n.
+        Always the lowest rank, of equals the leftmost. GPT-2's code looks at all pairs before each
+        merge; here pairs wait in order and symbols are linked, so that n bytes cost n log n.
         """
         n, rank = len(data), self._ranks.get
         ids = [self._byte_ids[byte] for byte in data]
         after, before = list(range(1, n + 1)), list(range(-1, n))
-        heap = [(r, i) for i, pair in enumerate(pairwise(ids)) if (r := rank(pair)) is not None]
-        heapq.heapify(heap)
+        # A pair waits as rank * n + start. Sorting the first ones and a heap for those that merges
+        # make is faster than a heap for all.
+        first = [r * n + i for i, pair in enumerate(pairwise(ids)) if (r := rank(pair)) is not None]
+        first.sort(reverse=True)
         ids.append(None)  # the neighbour of both ends: at n, and, being the last, at -1
-        steps = []
-        while heap:
-            step = r, i = heapq.heappop(heap)
+        heap, steps = [], []
+        while first or heap:
+            later = not first or (heap and heap[0] < first[-1])
+            r, i = divmod(heapq.heappop(heap) if later else first.pop(), n)
             j = after[i]
             if rank((ids[i], ids[j])) != r:  # one of the two has been merged since
                 continue
+            steps.append((r, i))
             ids[i], ids[j] = self._made[r], None
-            k = after[i] = after[j]
-            before[k] = i
-            h = before[i]
+            h, k = before[i], after[j]
+            after[i], before[k] = k, i
             if (r := rank((ids[h], ids[i]))) is not None:
-                heapq.heappush(heap, (r, h))
+                heapq.heappush(heap, r * n + h)
             if (r := rank((ids[i], ids[k]))) is not None:
-                heapq.heappush(heap, (r, i))
-            steps.append(step)
+                heapq.heappush(heap, r * n + i)
         return [i for i in ids if i is not None], steps
 
     def show_work(self, text: str, allowed_special: Collection[str] = ()) -> list[dict]:
@@ -274,7 +311,7 @@ class Tokenizer:
 
     def _bytes_of_each(self, ids):
         ids = ids.tolist() if hasattr(ids, "tolist") else ids  # arrays: Python ints are faster
-        if not isinstance(ids, Iterable):
+        if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
             raise TypeError(f"ids must be a list or an array of ints, not {ids!r}.")
         for position, i in enumerate(ids):
             try:
@@ -411,7 +448,7 @@ def read_tokens(path: Path) -> list[str]:
 def read_merges(path: Path) -> list[tuple[str, str]]:
     """The pairs of symbols in the order they were learned, from a merges.txt or vocab.bpe."""
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text file in UTF-8: {error}.") from None
     first = 1 if lines[0].startswith("#version") else 0

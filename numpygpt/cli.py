@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -12,93 +13,391 @@ from pathlib import Path
 import numpy as np
 
 
-def train_command(args):
-    from . import data, optim, train
-    from .bpe import Tokenizer
-    from .model import GPT2, Config, init
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return its exit status: 0 done, 1 the work failed, 2 misuse."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `| head -1`: nobody reads on, so there is nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, TypeError, OSError, ArithmeticError) as error:
+        _say(f"numpygpt: {_sentence(error)}")
+        return _status(error)
 
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    texts = data.documents(Path(args.text).read_text(encoding="utf-8"))
-    if (out / "vocab.json").exists():
-        tokenizer = Tokenizer.read(out)
-    else:
-        _say(f"learning a vocabulary of {args.vocab} tokens")
-        tokenizer = Tokenizer.train(f"\n{data.END_OF_TEXT}\n".join(texts), args.vocab)
-        tokenizer.write(out)
-    settings = train.Settings(
-        args.steps, args.batch, args.n_ctx, args.lr, args.floor, args.warmup, args.weight_decay,
-        args.beta1, args.beta2, args.clip, args.seed,
-    )
-    config = Config(tokenizer.n_vocab, args.n_ctx, args.n_embd, args.n_head, args.n_layer)
-    model = GPT2(config, init(config, np.random.default_rng(settings.seed)))
-    state = optim.adam_state(model.params)
-    run = out / "training.safetensors"
-    if run.exists():
-        state = train.load_run(run, model, settings)
-        _say(f"going on from step {state.step}")
-    ids = data.encode_documents(tokenizer, texts)
-    _say(f"{len(ids):,} tokens, {sum(p.size for p in model.params.values()):,} parameters")
-    batches = data.stream(ids, settings.batch, settings.length, np.random.default_rng([settings.seed, 1]))
-    batches = train.skip(batches, state.step)
-    validation = None
-    if args.validation:
-        validation = data.encode_documents(
-            tokenizer, data.documents(Path(args.validation).read_text(encoding="utf-8"))
-        )
-    log = out / "training.jsonl"
-    stopped = []
-    signal.signal(signal.SIGINT, lambda *_: stopped.append(True))
-    steps = train.train(model, batches, settings, state, args.workers)
-    for step in steps:
-        if step.number % args.save_every == 0 or step.number == settings.steps or stopped:
-            train.save_run(run, model, state, settings)
-        row = dataclasses.asdict(step)
-        if validation is not None and (step.number % args.evaluate_every == 0 or step.number == settings.steps):
-            from . import evaluate
 
-            part = validation[: 128 * args.n_ctx + 1]
-            nats, count = evaluate.stream_nats(model, part)
-            row["validation"] = nats / count
-            _say(f"step {step.number} validation {nats / count:.4f}")
-        with open(log, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        if step.number % 10 == 0:
-            _say(f"step {step.number}  loss {step.loss:.4f}  lr {step.lr:.2e}  norm {step.grad_norm:.2f}  {step.tokens_per_second:.0f} tok/s")
-        if stopped:
-            _say("stopped and saved")
-            return 130
+def _sentence(error):
+    if isinstance(error, UnicodeDecodeError):
+        return f"the text is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start})"
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.strerror}: {error.filename}"
+    return " ".join(str(error).split())
+
+
+def _status(error):
+    from .formats import CheckpointError
+
+    misuse = isinstance(error, ValueError | TypeError | FileNotFoundError | IsADirectoryError)
+    return 2 if misuse and not isinstance(error, CheckpointError) else 1
 
 
 def _say(text):
     print(text, file=sys.stderr, flush=True)
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(prog="numpygpt")
-    commands = parser.add_subparsers(required=True)
-    p = commands.add_parser("train")
-    p.add_argument("text")
-    p.add_argument("--validation")
-    p.add_argument("--out", required=True)
-    p.add_argument("--vocab", type=int, default=4096)
+def _text(argument, what):
+    """A text given as an argument, or on standard input where there is none or it is `-`."""
+    if argument not in (None, "-"):
+        return argument
+    if argument is None and sys.stdin.isatty():
+        raise ValueError(f"give {what} as an argument or on standard input")
+    return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+
+
+# ---- generate -----------------------------------------------------------------------------------
+
+
+def generate_command(args):
+    """Continue a prompt; the text goes to standard output as it is made."""
+    import numpygpt
+
+    prompt = _text(args.prompt, "a prompt")
+    model, tokenizer = numpygpt.load(args.model)
+    seed = np.random.SeedSequence().entropy % 2**32 if args.seed is None else args.seed
+    size = sum(p.size for p in model.params.values())
+    _say(f"model {args.model}, {size:,} parameters, seed {seed}")
+    end = [] if tokenizer.eot is None else [tokenizer.eot]
+    steps = numpygpt.generate(
+        model,
+        tokenizer.encode(prompt, allowed_special=tokenizer.special) or end,
+        args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        num_return_sequences=args.num_return_sequences,
+        stop=[*end, *args.stop],
+        tokenizer=tokenizer,
+        rng=np.random.default_rng(seed),
+    )
+    rows = [[] for _ in range(args.num_return_sequences)]
+    reasons = []
+    start = time.perf_counter()
+    first = _plain(_first_row(steps, rows, reasons), tokenizer, args.stop)
+    if len(rows) == 1:
+        for piece in itertools.chain([prompt], first):
+            print(piece, end="", flush=True)
+        print()
+    else:
+        for _ in first:  # several texts at once cannot be streamed: they are printed one by one
+            pass
+        for number, ids in enumerate(rows, 1):
+            text = "".join(_plain(ids, tokenizer, args.stop))
+            print(f"--- {number}\n{prompt}{text}\n", flush=True)
+    seconds, count = time.perf_counter() - start, sum(map(len, rows))
+    if "context" in reasons:
+        _say(f"stopped at the end of the context, {model.config.n_ctx} tokens")
+    _say(f"{count} tokens in {seconds:.2f} s, {count / seconds:.0f} tokens/s")
+
+
+def _first_row(steps, rows, reasons):
+    """The new ids of the first row as they come; all rows' ids are added to `rows`."""
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as ended:
+            reasons += ended.value
+            return
+        for row, new in zip(rows, step, strict=True):
+            row += new
+        yield from step[0]
+
+
+def _plain(ids, tokenizer, stops):
+    """Text of ids up to the first stop string, without special tokens; pieces as soon as certain.
+
+    Held back are halves of a character and what may turn out to be the beginning of a stop string.
+    """
+    special = set(tokenizer.special.values())
+    text = ""
+    for piece in tokenizer.decode_stream(i for i in ids if i not in special):
+        text += piece
+        found = [text.index(stop) for stop in stops if stop in text]
+        if found:
+            yield text[: min(found)]
+            text = ""
+            for _ in ids:  # the row has ended, others may not have
+                pass
+            return
+        held = max(
+            (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0
+        )
+        yield text[: len(text) - held]
+        text = text[len(text) - held :]
+    yield text
+
+
+# ---- tokenize -----------------------------------------------------------------------------------
+
+
+def tokenize_command(args):
+    """Show the ids and tokens of a text."""
+    text = _text(args.text, "a text")
+    tokenizer = _tokenizer(args.model)
+    allowed = tokenizer.special if args.special else ()
+    if args.show_work:
+        for word in tokenizer.show_work(text, allowed):
+            print(f"{word['text']!r}  bytes {word['bytes'].hex(' ')}")
+            for merge in word["merges"]:
+                print(
+                    f"    merge {merge['rank']:>6}  {' + '.join(merge['pair'])}  at {merge['at']}"
+                )
+            print(
+                "    ->",
+                "  ".join(f"{i} {t}" for i, t in zip(word["ids"], word["tokens"], strict=True)),
+            )
+        return
+    ids = tokenizer.encode(text, allowed)
+    if args.ids:
+        print(*ids)
+        return
+    for i in ids:
+        print(f"{i:>6}  {tokenizer.tokens[i]}")
+    _say(
+        f"{len(ids)} tokens, {len(text.encode('utf-8', 'replace'))} bytes, vocabulary {args.model}"
+    )
+
+
+def _tokenizer(name):
+    import numpygpt
+
+    return numpygpt.Tokenizer.gpt2() if name == "gpt2" else numpygpt.load(name)[1]
+
+
+# ---- train and finetune -------------------------------------------------------------------------
+
+
+def train_command(args):
+    """Pre-train a GPT-2 on a text, in which a line <|endoftext|> ends each document."""
+    from . import data, model, train
+    from .bpe import Tokenizer
+
+    texts = data.documents(_read(args.text))
+    out = Path(args.out)
+    if (out / "vocab.json").exists():
+        tokenizer = Tokenizer.read(out)
+    else:
+        _say(f"learning a vocabulary of {args.n_vocab} tokens")
+        tokenizer = Tokenizer.train(f"\n{data.END_OF_TEXT}\n".join(texts), args.n_vocab)
+        tokenizer.write(out)
+    config = model.Config(tokenizer.n_vocab, args.n_ctx, args.n_embd, args.n_head, args.n_layer)
+    gpt = model.GPT2(config, model.init(config, np.random.default_rng(args.seed)))
+    ids = data.encode_documents(tokenizer, texts)
+    settings = _settings(args, train.Settings)
+    batches = data.stream(ids, args.batch, args.n_ctx, np.random.default_rng([args.seed, 1]))
+    _say(f"{len(ids):,} tokens, {sum(p.size for p in gpt.params.values()):,} parameters")
+    held_out = args.validation and data.encode_documents(
+        tokenizer, data.documents(_read(args.validation))
+    )
+    return _run(args, gpt, tokenizer, batches, settings, held_out)
+
+
+def finetune_command(args):
+    """Go on training a model on (x, y) pairs, with the loss on y alone."""
+    import numpygpt
+
+    from . import data, train
+
+    model, tokenizer = numpygpt.load(args.model)
+    pairs = [_pair(args.pairs, *line) for line in enumerate(_read(args.pairs).splitlines(), 1)]
+    batches = data.pair_batches(
+        pairs, tokenizer, args.batch, model.config.n_ctx, np.random.default_rng([args.seed, 1])
+    )
+    return _run(args, model, tokenizer, batches, _settings(args, train.Settings), None)
+
+
+def _pair(path, number, line):
+    try:
+        pair = json.loads(line)
+        return str(pair["x"]), str(pair["y"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f'{path}, line {number}: each line must be a JSON object {{"x": "...", "y": "..."}}'
+        ) from None
+
+
+def _read(path):
+    return Path(path).read_text(encoding="utf-8")
+
+
+def _settings(args, settings):
+    return settings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(settings)})
+
+
+def _run(args, model, tokenizer, batches, settings, held_out):
+    """Train, drawing a bar, keeping a log and saving; the same command goes on where it stopped."""
+    from tqdm import tqdm
+
+    from . import checkpoint, evaluate, optim, train
+
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    state = optim.adam_state(model.params)
+    run = out / "training.safetensors"
+    if run.exists():
+        state = train.load_run(run, model, settings)
+        _say(f"going on from step {state.step}")
+    log = train.open_log(out / "training.jsonl", state.step)
+    stop = _ctrl_c_ends_the_step()
+    steps = train.train(model, train.skip(batches, state.step), settings, state, args.workers)
+    bar = tqdm(steps, total=settings.steps, initial=state.step, disable=None, unit="step")
+    try:
+        for step in bar:
+            row = dataclasses.asdict(step)
+            last = step.number == settings.steps
+            if held_out is not None and (last or step.number % args.evaluate_every == 0):
+                nats, count = evaluate.stream_nats(model, held_out[: 2**15])
+                row["validation"] = nats / count
+                bar.write(
+                    f"step {step.number}: validation {nats / count:.4f} nats per token", sys.stderr
+                )
+            log.write(json.dumps(row) + "\n")
+            bar.set_postfix(
+                loss=f"{step.loss:.4f}", tokens_per_second=f"{step.tokens_per_second:.0f}"
+            )
+            if last or stop or step.number % args.save_every == 0:
+                log.flush()
+                train.save_run(run, model, state, settings)
+            if stop:
+                _say(
+                    f"stopped at step {step.number} and saved: the same command goes on from there"
+                )
+                return 130
+    finally:
+        log.close()
+    checkpoint.save(model, tokenizer, out, dtype=np.float16 if args.half else None)
+    _say(f"saved the model in {out}")
+    return 0
+
+
+def _ctrl_c_ends_the_step():
+    """A list that Ctrl-C makes non-empty; a second Ctrl-C interrupts at once, as always.
+
+    The optimizer changes parameters in place: between two steps they are all of the same age.
+    """
+    pressed = []
+
+    def handler(*_):
+        pressed.append(True)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, handler)
+    return pressed
+
+
+# ---- info ---------------------------------------------------------------------------------------
+
+
+def info_command(args):
+    """Show a model's configuration, parameters by part, bytes and FLOPs."""
+    import numpygpt
+
+    from . import analyze
+
+    model, _ = numpygpt.load(args.model)
+    config, itemsize = model.config, model.dtype.itemsize
+    for name, value in dataclasses.asdict(config).items():
+        print(f"{name:<20}{value:>16,}" if isinstance(value, int) else f"{name:<20}{value:>16}")
+    counts = analyze.parameter_counts(config, tied="lm_head.weight" not in model.params)
+    print(f"\n{'parameters':<20}{sum(counts.values()):>16,}")
+    for part, count in counts.items():
+        print(f"  {part:<18}{count:>16,}")
+    print(f"\n{'bytes of weights':<20}{sum(counts.values()) * itemsize:>16,}  ({model.dtype})")
+    cache = config.n_ctx * analyze.cache_bytes_per_token(config, itemsize)
+    print(f"{'bytes of KV cache':<20}{cache:>16,}  ({config.n_ctx} tokens)")
+    for keys in (1, config.n_ctx):
+        flops = analyze.flops_per_token(config, keys)
+        print(f"\n{'FLOPs per token':<20}{sum(flops.values()):>16,}  (seeing {keys} tokens)")
+        for part, count in flops.items():
+            print(f"  {part:<18}{count:>16,}")
+
+
+# ---- the parser ---------------------------------------------------------------------------------
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="numpygpt", description="GPT-2 in plain NumPy.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(run):
+        name = run.__name__.removesuffix("_command")
+        sub = commands.add_parser(name, help=run.__doc__.splitlines()[0], description=run.__doc__)
+        sub.set_defaults(run=run)
+        return sub
+
+    model = {"default": "tales", "help": "name or folder of a model (default: %(default)s)"}
+
+    p = command(generate_command)
+    p.add_argument("prompt", nargs="?", help="default: standard input")
+    p.add_argument("--model", **model)
+    p.add_argument("--max-new-tokens", type=int, default=200)
+    p.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
+    p.add_argument("--top-k", type=int)
+    p.add_argument("--top-p", type=float, default=0.95)
+    p.add_argument("--num-return-sequences", type=int, default=1)
+    p.add_argument("--seed", type=int)
+    p.add_argument("--stop", action="append", default=[], help="end before this text; repeatable")
+
+    p = command(tokenize_command)
+    p.add_argument("text", nargs="?", help="default: standard input")
+    p.add_argument("--model", default="gpt2", help="whose vocabulary (default: %(default)s)")
+    p.add_argument("--special", action="store_true", help="read <|endoftext|> as the special token")
+    p.add_argument("--ids", action="store_true", help="print the ids alone, on one line")
+    p.add_argument("--show-work", action="store_true", help="pre-tokens, bytes and every merge")
+
+    p = command(train_command)
+    p.add_argument("text", help="file of text; a line <|endoftext|> ends a document")
+    p.add_argument("--validation", help="file of text to report the loss on")
+    p.add_argument("--n-vocab", type=int, default=4096)
     p.add_argument("--n-ctx", type=int, default=256)
     p.add_argument("--n-embd", type=int, default=256)
     p.add_argument("--n-head", type=int, default=4)
     p.add_argument("--n-layer", type=int, default=6)
+    p.add_argument("--evaluate-every", type=int, default=500)
+    _training_options(p, lr=1e-3)
+
+    p = command(finetune_command)
+    p.add_argument("pairs", help='file of lines {"x": "...", "y": "..."}')
+    p.add_argument("--model", **model)
+    _training_options(p, lr=1e-4)
+
+    p = command(info_command)
+    p.add_argument("model", nargs="?", **model)
+
+    for p in (parser, *commands.choices.values()):
+        p.error = _misuse
+    return parser
+
+
+def _training_options(p, lr):
+    p.add_argument("--out", required=True, help="folder of the new model; holds an unfinished run")
     p.add_argument("--steps", type=int, default=1000)
     p.add_argument("--batch", type=int, default=8)
-    p.add_argument("--lr", type=float, default=1e-3)
-    p.add_argument("--floor", type=float, default=0.0)
-    p.add_argument("--warmup", type=int, default=100)
+    p.add_argument("--lr", type=float, default=lr, help="peak (default: %(default)s)")
+    p.add_argument("--floor", type=float, default=0.0, help="learning rate at the end")
+    p.add_argument("--warmup", type=int, default=100, help="steps")
     p.add_argument("--weight-decay", type=float, default=0.1)
     p.add_argument("--beta1", type=float, default=0.9)
     p.add_argument("--beta2", type=float, default=0.99)
-    p.add_argument("--clip", type=float, default=1.0)
+    p.add_argument("--clip", type=float, default=1.0, help="largest global gradient norm")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--workers", type=int, default=1)
-    p.add_argument("--save-every", type=int, default=200)
-    p.add_argument("--evaluate-every", type=int, default=500)
-    p.set_defaults(run=train_command)
-    args = parser.parse_args(argv)
-    return args.run(args) or 0
+    p.add_argument("--workers", type=int, default=1, help="threads that share a batch")
+    p.add_argument("--save-every", type=int, default=200, help="steps")
+    p.add_argument("--half", action="store_true", help="write the model as float16")
+
+
+def _misuse(message):
+    """argparse's error without the usage in front: one line."""
+    _say(f"numpygpt: {message}")
+    raise SystemExit(2)

@@ -1,11 +1,11 @@
 """From ids, or from (x, y) pairs, to batches of tokens, targets and mask.
 
-A batch is `(tokens, targets, mask)`, three arrays (B, T): the target of a position is the token that
-follows it, and the mask is True where the loss counts it. Pre-training counts every token;
+A batch is `(tokens, targets, mask)`, three arrays (B, T): the target of a position is the token
+that follows it, and the mask is True where the loss counts it. Pre-training counts every token;
 fine-tuning on pairs counts those of the answer. Nothing else differs between the two.
 
-GPT predicts the *next* token at every position. No token is hidden and guessed from both sides: that
-is masked language modelling, which is how BERT is trained.
+GPT predicts the *next* token at every position. No token is hidden and guessed from both sides:
+that is masked language modelling, which is how BERT is trained.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The order in which GPT-2 performs them, forwards and backwards, and the cache that saves repeating them.
+"""The order in which GPT-2 performs them, forwards and backwards, and the cache.
 
     tokens -> wte + wpe -> [ + attention(layer norm) ; + mlp(layer norm) ] x n_layer
            -> layer norm -> logits = x wte^T
@@ -21,8 +21,8 @@ from . import ops as reference_ops
 
 # The entries that `backward` reads, without the block's prefix: keep="backward" keeps these.
 READ_BACKWARD = frozenset(
-    "tokens positions pads resid_pre ln_1 attn.q attn.k attn.v attn.z resid_mid ln_2 mlp.c_fc mlp.act"
-    " resid_post ln_f".split()
+    "tokens positions pads resid_pre ln_1 attn.q attn.k attn.v attn.z resid_mid ln_2 mlp.c_fc"
+    " mlp.act resid_post ln_f".split()
 )
 # Queries are taken in pieces, and a piece computes no score for keys that all its queries must not
 # see: for 256 tokens in pieces of 64 that saves 3/8 of the attention, and a piece fits in cache.
@@ -45,27 +45,32 @@ class Config:
     layer_norm_epsilon: float = 1e-5
 
     def __post_init__(self):
-        if self.n_inner is None and isinstance(self.n_embd, int):
+        if self.n_inner is None and isinstance(self.n_embd, int | np.integer):
             object.__setattr__(self, "n_inner", 4 * self.n_embd)
         for name in ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer", "n_inner"):
             size = getattr(self, name)
             if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
                 raise ValueError(f"{name} must be a positive integer, not {size!r}")
+            object.__setattr__(self, name, int(size))
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"n_embd = {self.n_embd} cannot be divided among n_head = {self.n_head} heads"
             )
-        if not 0 <= self.layer_norm_epsilon < 1:
-            raise ValueError(
-                f"layer_norm_epsilon must be in [0, 1), not {self.layer_norm_epsilon!r}"
-            )
+        eps = self.layer_norm_epsilon
+        if (
+            isinstance(eps, bool)
+            or not isinstance(eps, int | float | np.floating)
+            or not 0 <= eps < 1
+        ):
+            raise ValueError(f"layer_norm_epsilon must be a number in [0, 1), not {eps!r}")
+        object.__setattr__(self, "layer_norm_epsilon", float(eps))
 
 
 def parameter_shapes(config: Config, tied: bool = True) -> dict[str, tuple[int, ...]]:
     """Official name -> shape of every parameter, in the order of computation.
 
-    Weights are (in, out). `tied=False` adds `lm_head.weight` (V, C), which GPT-2 itself has not: its
-    unembedding is `wte.weight`.
+    Weights are (in, out). `tied=False` adds `lm_head.weight` (V, C), which GPT-2 itself has not:
+    its unembedding is `wte.weight`.
     """
     c, f = config.n_embd, config.n_inner
     shapes = {"wte.weight": (config.n_vocab, c), "wpe.weight": (config.n_ctx, c)}
@@ -88,9 +93,9 @@ def parameter_shapes(config: Config, tied: bool = True) -> dict[str, tuple[int, 
 def init(config: Config, rng: np.random.Generator, dtype=np.float32) -> dict[str, np.ndarray]:
     """Random parameters as GPT-2's were before training.
 
-    Weights are normal with standard deviation 0.02 (positions 0.01), the projections that write into
-    the residual stream divided by sqrt(2 n_layer), the number of writes (Radford et al. 2019, 2.3);
-    biases 0, layer-norm gains 1. So the first loss is close to ln V: the model knows nothing.
+    Weights are normal with standard deviation 0.02 (positions 0.01), the projections that write
+    into the residual stream divided by sqrt(2 n_layer), the number of writes (Radford et al. 2019,
+    2.3); biases 0, layer-norm gains 1. So the first loss is close to ln V: the model knows nothing.
     """
     params = {}
     for name, shape in parameter_shapes(config).items():
@@ -191,9 +196,11 @@ class GPT2:
         y = save("ln_1", ops.layer_norm(x, *weights("ln_1"), eps), h)
         y = save("attn.c_attn", ops.linear(y, *weights("attn.c_attn")), h)
         # (B, T, 3C) -> 3 x (B, H, T, D): all of q, then all of k, then all of v
-        q, k, v = (ops.split_heads(part, self.config.n_head) for part in np.split(y, 3, axis=-1))
+        q, k, v = (ops.split_heads(part, self.config.n_head) for part in ops.split_qkv(y))
         if cache:
-            k, v = (_append(store[i], new, cache.length) for store, new in ((cache.k, k), (cache.v, v)))
+            k, v = (
+                _append(store[i], new, cache.length) for store, new in ((cache.k, k), (cache.v, v))
+            )
         save("attn.q", q, h), save("attn.k", k, h), save("attn.v", v, h)
         z = save("attn.z", self._attention(q, k, v, pads, save, h, whole), h)
         y = save("attn.c_proj", ops.linear(z, *weights("attn.c_proj")), h)
@@ -284,8 +291,8 @@ class GPT2:
     def loss_and_grads(self, tokens, targets, mask=None):
         """Mean cross-entropy in nats over the tokens where mask is 1, and its gradients.
 
-        tokens, targets (B, T): the target of a position is the token that follows it. mask (B, T) or
-        None for all. Raises what `forward` raises, and ValueError for targets that do not fit.
+        tokens, targets (B, T): the target of a position is the token that follows it. mask (B, T)
+        or None for all. Raises what `forward` raises, and ValueError for targets that do not fit.
         """
         tokens, targets, mask = _check_targets(self.config, tokens, targets, mask)
         logits, acts = self.forward(tokens, keep="backward")
@@ -345,7 +352,12 @@ def _check_params(config, params):
 
 
 def _check_ids(ids, what, n_vocab):
-    ids = np.asarray(ids)
+    try:
+        ids = np.asarray(ids)
+    except ValueError:
+        raise ValueError(
+            f"{what} must be rows of one length: fill up at the left and give pads"
+        ) from None
     if ids.ndim == 1:
         ids = ids[None]
     if ids.ndim != 2 or ids.size == 0:
@@ -372,7 +384,9 @@ def _check_input(config, tokens, cache, pads, keep):
         if cache.k[0].shape[0] != rows:
             raise ValueError(f"the cache holds {cache.k[0].shape[0]} rows, but tokens have {rows}")
         if keep == "backward":
-            raise ValueError("a backward pass needs the whole sequence in one forward: leave out cache")
+            raise ValueError(
+                "a backward pass needs the whole sequence in one forward: leave out cache"
+            )
     if past + length > config.n_ctx:
         raise ValueError(
             f"{past + length} positions are asked for, but the model has n_ctx = {config.n_ctx}: "
@@ -394,7 +408,7 @@ def _check_pads(config, pads, cache, past, rows):
     before = None if not past else np.zeros(rows, int) if cache.pads is None else cache.pads
     if before is not None and not np.array_equal(before, pads):
         raise ValueError(f"the cache was begun with pads {before.tolist()}, not {pads.tolist()}")
-    return pads
+    return pads.astype(np.int64)  # a copy, as the cache remembers it
 
 
 def _check_targets(config, tokens, targets, mask):
@@ -404,17 +418,20 @@ def _check_targets(config, tokens, targets, mask):
     for what, array in (("targets", targets), ("mask", mask)):
         if array is not None and array.shape != tokens.shape:
             raise ValueError(f"{what} have shape {array.shape}, but tokens have {tokens.shape}")
-    counted = targets if mask is None else targets[mask != 0]
-    if counted.size:
-        _check_ids(counted.reshape(1, -1), "targets", config.n_vocab)
+    counted = targets if mask is None else np.where(mask != 0, targets, 0)
+    _check_ids(counted, "targets", config.n_vocab)
     return tokens, targets, mask
 
 
 def _check_record(config, acts, dlogits):
-    if "ln_f" not in acts or "h.0.attn.z" not in acts:
+    if "ln_f" not in acts or f"h.{config.n_layer - 1}.attn.z" not in acts:
         raise ValueError('the record is incomplete: run forward with keep="backward"')
     if acts["h.0.attn.k"].shape[2] != acts["tokens"].shape[1]:
-        raise ValueError("the record was made with a cache: backward needs the whole sequence in one")
+        raise ValueError(
+            "the record was made with a cache: backward needs the whole sequence in one"
+        )
+    if acts["ln_f"].shape[1] != acts["tokens"].shape[1]:
+        raise ValueError("the record was made with only_last: backward needs every position")
     expected = (*acts["tokens"].shape, config.n_vocab)
     if np.shape(dlogits) != expected:
         raise ValueError(f"dlogits have shape {np.shape(dlogits)} instead of {expected}")

@@ -108,7 +108,7 @@ def layer_norm(x, g, b, eps):
 
     The variance is the biased one (divided by C, not C - 1) and eps stands inside the root.
     """
-    y = np.empty_like(x)
+    y = np.empty_like(x, order="C")
     x_rows, y_rows = _rows(x), _rows(y)
     for tile in _tiles(*x_rows.shape):
         normed, _ = _normalise(x_rows[tile], eps)  # (1)
@@ -127,7 +127,7 @@ def _normalise(x, eps):
 
 
 def layer_norm_backward(dy, x, g, b, eps):
-    dx = np.empty_like(x)
+    dx = np.empty_like(x, order="C")
     dg, db = np.zeros_like(g), np.zeros_like(b)
     dy_rows, x_rows, dx_rows = _rows(dy), _rows(x), _rows(dx)
     for tile in _tiles(*x_rows.shape):
@@ -158,7 +158,7 @@ def gelu(x):
     GPT-2 was trained with this tanh approximation. The exact x/2 (1 + erf(x / sqrt 2)) differs from
     it by up to 5e-4, which changes every logit of a released checkpoint and hardly ever an argmax.
     """
-    y = np.empty_like(x)
+    y = np.empty_like(x, order="C")
     x_rows, y_rows = _rows(x), _rows(y)
     for tile in _tiles(*x_rows.shape):
         out = _gelu_tanh(x_rows[tile])  # (1) tanh(...)
@@ -178,7 +178,7 @@ def _gelu_tanh(x):
 
 
 def gelu_backward(dy, x):
-    dx = np.empty_like(x)
+    dx = np.empty_like(x, order="C")
     dy_rows, x_rows, dx_rows = _rows(dy), _rows(x), _rows(dx)
     for tile in _tiles(*x_rows.shape):
         x_tile = x_rows[tile]
@@ -206,7 +206,7 @@ def softmax(x):
     The largest x of the row is subtracted first: it changes nothing in the quotient, and without it
     exp overflows at x > 88 in float32.
     """
-    y = np.empty_like(x)
+    y = np.empty_like(x, order="C")
     x_rows, y_rows = _rows(x), _rows(y)
     for tile in _tiles(*x_rows.shape):
         out = y_rows[tile]
@@ -219,7 +219,7 @@ def softmax(x):
 def softmax_backward(dy, x, y=None):
     """dx = y (dy - sum_j y_j dy_j); `y`, what softmax(x) returned, spares computing it again."""
     y_rows = _rows(softmax(x) if y is None else y)
-    dx = np.empty_like(x)
+    dx = np.empty_like(x, order="C")
     dy_rows, dx_rows = _rows(dy), _rows(dx)
     for tile in _tiles(*y_rows.shape):
         out = np.multiply(y_rows[tile], dy_rows[tile], out=dx_rows[tile])
@@ -228,6 +228,11 @@ def softmax_backward(dy, x, y=None):
 
 
 # ---- attention ----------------------------------------------------------------------------------
+
+
+def split_qkv(x):
+    """(B, T, 3C) -> three (B, T, C), views: all of q's columns, then all of k's, then all of v's."""
+    return np.split(x, 3, axis=-1)
 
 
 def split_heads(x, n_head):
@@ -278,7 +283,7 @@ def _hidden(scores, pads):
 
 
 def attention_scores_backward(dy, q, k, pads=None):
-    """`dy` must be 0 where the mask is: the softmax above it, whose weight is 0 there, sees to it."""
+    """`dy` is 0 where the mask is, since the softmax above gave those keys no weight."""
     scale = q.shape[-1] ** -0.5  # (2) adds a constant: nothing to undo
     dq = dy @ k  # undo (1)  scores = (q * scale) @ k.T
     dq *= scale
@@ -325,7 +330,7 @@ def cross_entropy(logits, targets, mask=None):
 
 
 def _weighted(logits, targets, mask):
-    """Weights that sum to 1 (R,), logits (R, V), targets (R, 1) with a harmless id under the mask."""
+    """Weights that sum to 1 (R,), logits (R, V), targets (R, 1) with id 0 under the mask."""
     rows = _rows(logits)
     targets = np.asarray(targets).reshape(-1, 1)
     counts = np.ones(len(rows)) if mask is None else np.asarray(mask, np.float64).reshape(-1)

@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,7 +28,6 @@ class Settings:
 
     steps: int
     batch: int = 8
-    length: int = 256
     lr: float = 1e-3
     floor: float = 0.0
     warmup: int = 100
@@ -58,9 +58,9 @@ def train(model, batches, settings: Settings, state: optim.AdamState, workers: i
     """Train `model` in place from step `state.step` on, yielding a `Step` after each update.
 
     batches: an iterable of (tokens, targets, mask) from `data`; it must stand at the batch of step
-    `state.step` (see `skip`). state: from `optim.adam_state`, or loaded. workers: threads that share
-    each batch's rows; NumPy lets them run at once, which also spreads the elementwise work that BLAS
-    does not. Give BLAS one thread each then (OPENBLAS_NUM_THREADS=1).
+    `state.step` (see `skip`). state: from `optim.adam_state`, or loaded. workers: threads that
+    share each batch's rows; NumPy lets them run at once, which also spreads the elementwise work
+    that BLAS does not. Give BLAS one thread each then (OPENBLAS_NUM_THREADS=1).
 
     Raises NonFiniteLoss before such a step would spoil the parameters.
     """
@@ -108,6 +108,21 @@ def skip(batches, steps: int):
     return itertools.islice(batches, steps, None)
 
 
+def open_log(path, step: int):
+    """The log of a run, a JSON object a line, opened to append.
+
+    Rows after `step` are dropped: a run that was killed goes on from its last checkpoint and writes
+    them again.
+    """
+    path = Path(path)
+    rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [row for row in rows if row.endswith("}") and json.loads(row)["number"] <= step]
+    partial = path.with_name(path.name + ".part")
+    partial.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
+    os.replace(partial, path)
+    return open(path, "a", encoding="utf-8")
+
+
 def save_run(path, model, state: optim.AdamState, settings: Settings) -> None:
     """Everything a run needs to go on, in one safetensors file, replaced whole or not at all."""
     arrays = {}
@@ -130,7 +145,11 @@ def load_run(path, model, settings: Settings) -> optim.AdamState:
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is not a training checkpoint of numpygpt") from error
     now = dataclasses.asdict(settings)
-    differ = [f"{key} was {begun.get(key)!r}, now {now[key]!r}" for key in now if begun.get(key) != now[key]]
+    differ = [
+        f"{key} was {begun.get(key)!r}, now {now[key]!r}"
+        for key in now
+        if begun.get(key) != now[key]
+    ]
     if differ:
         raise ValueError(
             f"{Path(path).parent} holds a run with other settings ({'; '.join(differ)}): "

@@ -1,0 +1,421 @@
+"""Anybody's arrays to GPT-2's official names, every name and shape accounted for; a model to and
+from a folder.
+
+                  weights                                sizes         the same array
+    Hugging Face  model.safetensors, or the shards that    config.json   h.0.attn.c_attn.weight
+                  model.safetensors.index.json lists                     transformer.h.0.attn...
+    OpenAI        model.ckpt.index, model.ckpt.data-...    hparams.json  model/h0/attn/c_attn/w
+
+`h.0.attn.c_attn.weight` is what is called official here. Weights are (in, out) in all of them, so
+nothing is transposed.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from .bpe import END_OF_TEXT, Tokenizer
+from .formats import CheckpointError, safetensors, tensorflow
+from .model import GPT2, Config, parameter_shapes
+
+WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
+# Our names of the sizes -> theirs, the first that is there: config.json, then hparams.json.
+SIZES = {
+    "n_vocab": ("vocab_size", "n_vocab"),
+    "n_ctx": ("n_positions", "n_ctx"),
+    "n_embd": ("n_embd",),
+    "n_head": ("n_head",),
+    "n_layer": ("n_layer",),
+}
+# The switches of config.json that change what is computed, and the values that mean GPT-2.
+GPT2_ALONE = {
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of the tanh GELU
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+}
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+MAX_PADDING = 1024  # rows; more than that is no padding, but another vocabulary
+MAX_LISTED = 10  # of a kind, in one message
+
+
+def load_folder(folder: str | os.PathLike, n_vocab: int | None = None) -> GPT2:
+    """The model in a folder, float32 or float64 as its files are (16 bits are widened to 32).
+
+    n_vocab: the size of the tokenizer's vocabulary, so that padding can be cut off; by default what
+    the configuration says. Arrays that are float32 stay views of the memory-mapped file.
+    Raises CheckpointError for what is damaged, incomplete or no GPT-2, OSError where nothing is.
+    """
+    folder = Path(folder)
+    config, tied = _read_config(folder)
+    return from_arrays(read_arrays(folder), config, n_vocab, tied, str(folder))
+
+
+def from_arrays(
+    arrays: dict[str, np.ndarray],
+    config: Config,
+    n_vocab: int | None = None,
+    tied: bool = True,
+    source: str = "this dict",
+) -> GPT2:
+    """A model from arrays under Hugging Face's or OpenAI's names.
+
+    n_vocab: as in `load_folder`. tied: False requires an `lm_head.weight`; otherwise one that is
+    there and differs from `wte.weight` is kept, and one that is equal is the tied one. `source` is
+    what messages call the arrays. float32 and float64 side by side become float64, which keeps
+    every value. Raises CheckpointError with all that is missing, unknown or misshapen.
+    """
+    config = _fit_vocabulary(config, n_vocab, source)
+    names, twice = {}, []
+    for name in arrays:
+        official = official_name(name)
+        if official in names:
+            twice.append(f"{names[official]!r:.99} and {name!r:.99}")
+        names[official] = name
+    arrays = {official: _squeeze(name, arrays[name]) for official, name in names.items()}
+    arrays = _tie({name: _cut(name, a, config.n_vocab) for name, a in arrays.items()}, tied)
+    shapes = _checked_shapes(arrays, config, tied, twice, source)
+    return GPT2(config, _one_dtype({name: arrays[name] for name in shapes}, source))
+
+
+def official_name(name: str) -> str:
+    """`model/h0/attn/c_attn/b` or `transformer.h.0.attn.c_attn.bias` -> `h.0.attn.c_attn.bias`."""
+    if not name.startswith("model/"):
+        return name.removeprefix("transformer.")
+    if name in ("model/wte", "model/wpe"):
+        name += "/w"
+    *path, kind = re.sub(r"^model/h(\d+)/", r"model/h.\1/", name).split("/")[1:]
+    return ".".join([*path, {"w": "weight", "g": "weight", "b": "bias"}.get(kind, kind)])
+
+
+def _squeeze(name, array):
+    """OpenAI's matrices are those of a convolution of width 1: (1, in, out) -> (in, out)."""
+    array = np.asarray(array)
+    is_convolution = name.startswith("model/") and array.ndim == 3 and array.shape[0] == 1
+    return array[0] if is_convolution else array
+
+
+def _cut(name, array, n_vocab):
+    # Vocabularies are padded to a rounder number, 50257 to 50304, for the sake of GPUs. No text has
+    # those ids and no training meant their rows, yet their logits would get some probability. Cut
+    # off here, at the door, they can never be sampled; a slice is a view, so it costs nothing.
+    is_padded = name in ("wte.weight", "lm_head.weight") and array.ndim == 2
+    if is_padded and n_vocab < len(array) < n_vocab + MAX_PADDING:
+        return array[:n_vocab]
+    return array
+
+
+def _tie(arrays, tied):
+    """Without an lm_head.weight that only repeats wte.weight, as some files do."""
+    others = {name: array for name, array in arrays.items() if name != "lm_head.weight"}
+    head, wte = arrays.get("lm_head.weight"), arrays.get("wte.weight")
+    if head is None:
+        return arrays
+    if wte is None and tied:  # safetensors' save_model keeps the first of two names: lm_head
+        return others | {"wte.weight": head}
+    return others if wte is not None and np.array_equal(head, wte) else arrays
+
+
+def _fit_vocabulary(config, n_vocab, source):
+    """The configuration with the tokenizer's n_vocab, if that is the model's but for padding."""
+    if n_vocab is None or n_vocab == config.n_vocab:
+        return config
+    if not n_vocab < config.n_vocab < n_vocab + MAX_PADDING:
+        raise CheckpointError(
+            f"{source} is a model of {config.n_vocab:,} tokens, but its tokenizer has {n_vocab:,}: "
+            "they do not belong together, so find the vocabulary that the model was trained with"
+        )
+    return dataclasses.replace(config, n_vocab=n_vocab)
+
+
+def _checked_shapes(arrays, config, tied, twice, source):
+    """{name: shape} of the parameters, or one error with all that is wrong with the arrays."""
+    if config.n_layer > len(arrays):  # nor should a wrong number be believed and counted up to
+        raise CheckpointError(
+            f"{source} should have {config.n_layer:,} layers, but holds {len(arrays)} arrays: its "
+            "configuration and its weights do not belong together, so get both again"
+        )
+    shapes = parameter_shapes(config, tied and "lm_head.weight" not in arrays)
+    known = shapes | mask_shapes(config)
+    misshapen = [
+        f"{name} is {arrays[name].shape} where {shape} is expected{_hint(arrays[name], shape)}"
+        for name, shape in known.items()
+        if name in arrays and arrays[name].shape != shape
+    ]
+    faults = {
+        "missing": [name for name in shapes if name not in arrays],
+        "unknown": [f"{name!r:.99}" for name in arrays if name not in known],
+        "there twice": twice,
+        "misshapen": misshapen,
+    }
+    _raise_all(
+        f"{source} is not the GPT-2 that its configuration describes (correct that, or get the "
+        "weights again)",
+        faults,
+    )
+    return shapes
+
+
+def mask_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Buffers in older Hugging Face files, the official one too: constants, not parameters.
+
+    `attn.bias` is the causal mask; its name is easily mistaken for `attn.c_attn.bias`.
+    """
+    shapes = {}
+    for i in range(config.n_layer):
+        shapes[f"h.{i}.attn.bias"] = (1, 1, config.n_ctx, config.n_ctx)
+        shapes[f"h.{i}.attn.masked_bias"] = ()
+    return shapes
+
+
+def _hint(array, shape):
+    if array.ndim == 2 and array.shape == shape[::-1]:
+        return " (looks transposed: GPT-2 stores (in, out), torch's nn.Linear (out, in))"
+    return ""
+
+
+def _raise_all(what, faults):
+    texts = []
+    for kind, items in faults.items():
+        more = f" and {len(items) - MAX_LISTED} more" if len(items) > MAX_LISTED else ""
+        if items:
+            texts.append(f"{kind}: {', '.join(items[:MAX_LISTED])}{more}")
+    if texts:
+        raise CheckpointError(f"{what}; {'; '.join(texts)}")
+
+
+def _one_dtype(params, source):
+    """All float64 if any is, all float32 otherwise; what is so already is not copied."""
+    kinds = {name: array.dtype for name, array in params.items()}
+    foreign = [f"{n} is {d}" for n, d in kinds.items() if d.kind != "f" or d.itemsize > 8]
+    _raise_all(f"{source} should hold floating-point numbers", {"but": foreign})
+    dtype = np.float64 if any(d.itemsize == 8 for d in kinds.values()) else np.float32
+    return {name: np.asarray(array, dtype) for name, array in params.items()}
+
+
+# ---- the files of a folder -----------------------------------------------------------------------
+
+
+def read_config(folder: str | os.PathLike) -> Config:
+    """The sizes in config.json or hparams.json. Raises as `load_folder`."""
+    return _read_config(Path(folder))[0]
+
+
+def _read_config(folder):
+    """-> Config, and whether the unembedding is the embedding."""
+    path = _config_file(folder)
+    fields = _read_json(path)
+    for key, allowed in GPT2_ALONE.items():
+        if key in fields and fields[key] not in allowed:
+            raise CheckpointError(
+                f"{path} says {key} = {fields[key]!r:.99}, but GPT-2, all that numpygpt computes, "
+                f"has {allowed[0]!r}: this model would come out wrong"
+            )
+    sizes = {ours: [fields[t] for t in theirs if t in fields] for ours, theirs in SIZES.items()}
+    _raise_all(
+        f"{path} is incomplete, get it again",
+        {"missing": [SIZES[name][0] for name, found in sizes.items() if not found]},
+    )
+    epsilon, tied = fields.get("layer_norm_epsilon", 1e-5), fields.get("tie_word_embeddings", True)
+    if type(epsilon) not in (int, float) or type(tied) is not bool:
+        raise CheckpointError(
+            f"{path} has layer_norm_epsilon {epsilon!r:.99} and tie_word_embeddings {tied!r:.99}: "
+            "expected a number, and true or false"
+        )
+    sizes = {name: found[0] for name, found in sizes.items()}
+    try:
+        config = Config(**sizes, n_inner=fields.get("n_inner"), layer_norm_epsilon=epsilon)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    return config, tied
+
+
+def _config_file(folder):
+    if not folder.exists():
+        raise FileNotFoundError(f"there is no folder {folder}: check the path")
+    if not folder.is_dir():
+        raise CheckpointError(_refusal(folder, folder) or f"{folder} is a file: name its folder")
+    for name in ("config.json", "hparams.json"):
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(
+        f"{folder} has neither config.json (Hugging Face) nor hparams.json (OpenAI): it is no "
+        "model's folder, or one that was not saved to the end"
+    )
+
+
+def _read_json(path):
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # bad UTF-8 is a ValueError, too
+        raise CheckpointError(f"{path} is not a JSON file ({error}): get it again") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} should hold a JSON object: get it again")
+    return content
+
+
+def read_arrays(folder: str | os.PathLike) -> dict[str, np.ndarray]:
+    """All arrays of a folder under the names in its files. Raises as `load_folder`."""
+    folder = Path(folder)
+    if (folder / WEIGHTS).is_file():
+        return safetensors.read(folder / WEIGHTS)
+    if (folder / SHARDS).is_file():
+        return _read_shards(folder)
+    names = sorted(os.listdir(folder))
+    if any(name.endswith(".index") for name in names):
+        return tensorflow.read(folder)
+    for name in names:
+        if refusal := _refusal(folder / name, folder):
+            raise CheckpointError(refusal)
+    raise CheckpointError(
+        f"{folder} holds no weights: numpygpt reads {WEIGHTS}, {SHARDS} with its shards, or "
+        "OpenAI's model.ckpt.index with its data"
+    )
+
+
+def _refusal(path, folder):
+    """Why a pickle is not opened, and the line that makes it a file which is; None for others."""
+    if path.suffix not in PICKLES:
+        return None
+    folder = folder if folder.is_dir() else folder.parent
+    return (
+        f"{path} is a pickle, which can run any code when opened, so numpygpt never opens one; "
+        'convert it where you trust it: python -c "import torch, safetensors.torch as s; '
+        f"s.save_file({{k: v.clone() for k, v in torch.load({str(path)!r}, 'cpu', "
+        f'weights_only=True).items()}}, {str(folder / WEIGHTS)!r})"'
+    )
+
+
+def _read_shards(folder):
+    """The union of the shards, each of which must hold exactly what the index says."""
+    index = folder / SHARDS
+    places = _read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{index} has no weight_map: get it again")
+    files = {}  # file -> names
+    for name, file in places.items():
+        # A path could lead anywhere: "../", "/etc/", "C:".
+        if type(file) is not str or not re.fullmatch(r"[\w][\w.\-]*\.safetensors", file, re.ASCII):
+            raise CheckpointError(
+                f"{index} puts {name!r:.99} into {file!r:.99}, which is not the plain name of a "
+                ".safetensors file beside it: do not use this checkpoint"
+            )
+        files.setdefault(file, set()).add(name)
+    absent = [file for file in sorted(files) if not (folder / file).is_file()]
+    _raise_all(f"{folder} is incomplete, get the rest", {"missing": absent})
+    arrays = {}
+    for file, expected in sorted(files.items()):
+        shard = safetensors.read(folder / file)
+        faults = {
+            "missing": [f"{name!r:.99}" for name in sorted(expected - shard.keys())],
+            "not in the index": [f"{name!r:.99}" for name in sorted(shard.keys() - expected)],
+        }
+        _raise_all(f"{folder / file} does not fit {SHARDS}, get both again", faults)
+        arrays |= shard
+    return arrays
+
+
+# ---- saving --------------------------------------------------------------------------------------
+
+# Others' files that transformers would read before, or besides, the ones written here.
+STALE = ("tokenizer.json", "added_tokens.json", "special_tokens_map.json", "generation_config.json")
+
+
+def save(model: GPT2, tokenizer: Tokenizer, folder: str | os.PathLike, dtype=None) -> None:
+    """Write a folder that `load` and Hugging Face's `from_pretrained` load unchanged.
+
+    config.json, model.safetensors, vocab.json, merges.txt and tokenizer_config.json. dtype:
+    float16, float32 or float64; by default the model's own, which loads again bit for bit. A save
+    that is killed leaves the old folder as it was or, in the moment of the renames, one without
+    config.json, which nobody takes for whole.
+
+    Raises ValueError where tokenizer, dtype or folder do not fit.
+    """
+    folder = Path(folder)
+    _fit_vocabulary(model.config, tokenizer.n_vocab, "what is to be saved")
+    stale = [name for name in STALE if (folder / name).exists()]
+    if stale:
+        raise ValueError(
+            f"{folder} holds {' and '.join(stale)}, which transformers would read before what is "
+            "saved there: choose another folder, or remove it first"
+        )
+    params = _narrow(model.params, np.dtype(model.dtype if dtype is None else dtype))
+    config = _config_fields(model.config, "lm_head.weight" not in params, tokenizer.eot, params)
+    names = {n: n if n == "lm_head.weight" else f"transformer.{n}" for n in params}
+    staging = folder / ".saving"
+    shutil.rmtree(staging, ignore_errors=True)  # of a save that was killed
+    staging.mkdir(parents=True)
+    try:
+        safetensors.write(
+            staging / WEIGHTS, {names[n]: a for n, a in params.items()}, {"format": "pt"}
+        )
+        tokenizer.write(staging)
+        _write_json(staging / "tokenizer_config.json", _tokenizer_fields(model.config, tokenizer))
+        _write_json(staging / "config.json", config)
+        (folder / "config.json").unlink(missing_ok=True)
+        for name in (WEIGHTS, "vocab.json", "merges.txt", "tokenizer_config.json", "config.json"):
+            os.replace(staging / name, folder / name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _narrow(params, dtype):
+    """The parameters in another dtype; a number too large for it is an error, not an infinity."""
+    if dtype not in (np.float16, np.float32, np.float64):
+        raise ValueError(f"dtype must be float16, float32 or float64, not {dtype}")
+    narrow = {}
+    for name, array in params.items():
+        with np.errstate(over="ignore"):
+            narrow[name] = array.astype(dtype, copy=False)
+        if array.dtype.itemsize > dtype.itemsize and np.any(
+            np.isinf(narrow[name]) & ~np.isinf(array)
+        ):
+            raise ValueError(f"{name} has numbers beyond the range of {dtype}: save a wider dtype")
+    return narrow
+
+
+def _config_fields(config, tied, eot, params):
+    """config.json as transformers writes it, without what it only needs for training."""
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": int(config.n_vocab),
+        "n_positions": int(config.n_ctx),
+        "n_ctx": int(config.n_ctx),
+        "n_embd": int(config.n_embd),
+        "n_layer": int(config.n_layer),
+        "n_head": int(config.n_head),
+        "n_inner": int(config.n_inner),
+        "layer_norm_epsilon": float(config.layer_norm_epsilon),
+        "activation_function": "gelu_new",
+        "tie_word_embeddings": tied,
+        "bos_token_id": eot,
+        "eos_token_id": eot,
+        "torch_dtype": str(params["wte.weight"].dtype),
+    }
+
+
+def _tokenizer_fields(config, tokenizer):
+    token = None if tokenizer.eot is None else END_OF_TEXT
+    return {
+        "tokenizer_class": "GPT2Tokenizer",
+        "model_max_length": int(config.n_ctx),
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,  # transformers used to change the spaces it decodes
+        "bos_token": token,
+        "eos_token": token,
+        "unk_token": token,
+    }
+
+
+def _write_json(path, fields):
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        file.write(json.dumps(fields, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,87 @@
+"""Batches: who predicts whom, and which tokens the loss counts."""
+
+import numpy as np
+import pytest
+
+from numpygpt import data
+from numpygpt.bpe import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.gpt2()
+
+
+def test_documents_end_at_lines_that_hold_only_the_marker():
+    text = (
+        "One\n\nmore.\n<|endoftext|>\nTwo <|endoftext|> in a line\n<|endoftext|>\n<|endoftext|>\n"
+    )
+    assert data.documents(text) == ["One\n\nmore.", "Two <|endoftext|> in a line"]
+    assert data.documents("no marker") == ["no marker"]
+    assert data.documents("") == []
+
+
+def test_documents_are_separated_by_the_special_token_and_begin_with_it(tokenizer):
+    ids = data.encode_documents(tokenizer, ["Hello", " world"])
+    assert ids.tolist() == [50256, 15496, 50256, 995, 50256]
+
+
+def test_stream_targets_are_the_next_tokens():
+    ids = np.arange(1000) * 3
+    tokens, targets, mask = next(data.stream(ids, 5, 7, np.random.default_rng(1)))
+    assert tokens.shape == targets.shape == mask.shape == (5, 7)
+    assert mask.all()
+    np.testing.assert_array_equal(targets, tokens + 3)
+    np.testing.assert_array_equal(tokens[:, 1:], targets[:, :-1])
+
+
+def test_a_pass_uses_every_window_once_and_the_next_cuts_elsewhere():
+    ids, batch, length = np.arange(1000), 3, 11
+    batches = data.stream(ids, batch, length, np.random.default_rng(2))
+    starts = [int(row[0]) for _ in range(29) for row in next(batches)[0]]  # 87 of at most 90
+    assert len(set(starts)) == len(starts)
+    assert len({start % length for start in starts}) == 1
+    following = [int(row[0]) for _ in range(2) for row in next(batches)[0]]
+    assert {start % length for start in following} != {start % length for start in starts}
+
+
+def test_a_seed_fixes_the_stream():
+    one, other = (data.stream(np.arange(500), 2, 9, np.random.default_rng(5)) for _ in range(2))
+    for _ in range(60):
+        np.testing.assert_array_equal(next(one)[0], next(other)[0])
+
+
+def test_too_short_a_stream_is_refused():
+    with pytest.raises(ValueError, match="too few for batches of 4 windows of 8"):
+        next(data.stream(np.arange(40), 4, 8, np.random.default_rng(0)))
+    next(data.stream(np.arange(41), 4, 8, np.random.default_rng(0)))
+
+
+def test_pairs_count_the_answer_and_its_end_only(tokenizer):
+    pairs = [("Hello", " world"), ("Hello world", " Hello Hello")]
+    batches = data.pair_batches(pairs, tokenizer, 2, 20, np.random.default_rng(0))
+    tokens, targets, mask = next(batches)
+    rows = {tuple(t[m].tolist()): k for k, (t, m) in enumerate(zip(targets, mask, strict=True))}
+    short = rows[995, 50256]
+    long = rows[18435, 18435, 50256]  # " Hello" is one token
+    assert tokens[short].tolist() == [15496, 995, 50256, 50256]  # filled up at the right
+    assert mask[short].tolist() == [True, True, False, False]
+    assert tokens[long].tolist() == [15496, 995, 18435, 18435]
+    assert mask[long].tolist() == [False, True, True, True]
+
+
+def test_an_empty_question_leaves_something_to_predict_from(tokenizer):
+    batches = data.pair_batches([("", "Hello")], tokenizer, 1, 9, np.random.default_rng(0))
+    tokens, targets, mask = next(batches)
+    assert tokens.tolist() == [[50256, 15496]]
+    assert targets.tolist() == [[15496, 50256]]
+    assert mask.all()
+
+
+def test_pairs_that_do_not_fit_are_named(tokenizer):
+    pairs = [("a", "b"), ("a b c d", "e f g h")]
+    with pytest.raises(ValueError, match="pair 1 has 9 tokens, more than the 8 that fit"):
+        next(data.pair_batches(pairs, tokenizer, 1, 7, np.random.default_rng(0)))
+    next(data.pair_batches(pairs, tokenizer, 1, 8, np.random.default_rng(0)))
+    with pytest.raises(ValueError, match="2 pairs are too few for a batch of 3"):
+        next(data.pair_batches(pairs, tokenizer, 3, 9, np.random.default_rng(0)))

@@ -1,0 +1,177 @@
+"""The loop: it learns, it can be stopped at any moment, and it never spoils what it has."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from numpygpt import data, model, ops, optim, train
+from numpygpt.formats import CheckpointError, safetensors
+
+CONFIG = model.Config(n_vocab=61, n_ctx=16, n_embd=24, n_head=3, n_layer=2)
+SETTINGS = train.Settings(steps=30, batch=4, lr=3e-3, warmup=5)
+
+
+def new_run(settings=SETTINGS, dtype=np.float32):
+    gpt = model.GPT2(CONFIG, model.init(CONFIG, np.random.default_rng(settings.seed), dtype))
+    ids = np.random.default_rng(7).zipf(1.7, 3000) % CONFIG.n_vocab
+    batches = data.stream(ids, settings.batch, CONFIG.n_ctx, np.random.default_rng(3))
+    return gpt, batches, optim.adam_state(gpt.params)
+
+
+def test_the_first_loss_is_that_of_guessing_and_the_last_is_lower():
+    gpt, batches, state = new_run()
+    steps = list(train.train(gpt, batches, SETTINGS, state))
+    assert [step.number for step in steps] == list(range(1, 31))
+    assert abs(steps[0].loss - math.log(CONFIG.n_vocab)) < 0.02 * math.log(CONFIG.n_vocab)
+    assert steps[-1].loss < steps[0].loss - 0.5
+    assert steps[4].lr == SETTINGS.lr
+    assert all(step.grad_norm > 0 and step.tokens_per_second > 0 for step in steps)
+
+
+def test_threads_that_share_a_batch_change_rounding_only():
+    """Rows with unequal numbers of counted tokens, one of them with none at all."""
+    losses = []
+    for workers in (1, 2, 3):
+        gpt, batches, state = new_run(dtype=np.float64)
+        masks = np.random.default_rng(1).random((30, 4, 16)) < 0.4
+        masks[:, 3] = False
+        masked = ((x, y, m) for (x, y, _), m in zip(batches, masks, strict=False))
+        run = train.train(gpt, masked, SETTINGS, state, workers)
+        losses.append([step.loss for step in run])
+    np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-9)
+
+
+def test_a_run_that_is_saved_and_loaded_goes_on_bit_for_bit(tmp_path):
+    gpt, batches, state = new_run()
+    whole = [(s.loss, s.grad_norm, s.lr) for s in train.train(gpt, batches, SETTINGS, state)]
+
+    other, batches, state = new_run()
+    for step in train.train(other, batches, SETTINGS, state):
+        if step.number == 11:
+            train.save_run(tmp_path / "run", other, state, SETTINGS)
+            break
+    third, batches, _ = new_run()
+    state = train.load_run(tmp_path / "run", third, SETTINGS)
+    rest = train.train(third, train.skip(batches, state.step), SETTINGS, state)
+    assert [(s.loss, s.grad_norm, s.lr) for s in rest] == whole[11:]
+    for name, value in gpt.params.items():
+        np.testing.assert_array_equal(third.params[name], value, err_msg=name)
+
+
+def test_a_run_with_other_settings_or_another_model_is_refused(tmp_path):
+    gpt, _, state = new_run()
+    train.save_run(tmp_path / "run", gpt, state, SETTINGS)
+    with pytest.raises(ValueError, match="lr was 0.003, now 0.1"):
+        train.load_run(tmp_path / "run", gpt, train.Settings(steps=30, batch=4, lr=0.1, warmup=5))
+    config = model.Config(61, 16, 24, 3, 1)
+    smaller = model.GPT2(config, model.init(config, np.random.default_rng(0)))
+    with pytest.raises(CheckpointError, match=r"holds param.h.1.ln_1.weight, which this model"):
+        train.load_run(tmp_path / "run", smaller, SETTINGS)
+    safetensors.write(tmp_path / "other", gpt.params)
+    with pytest.raises(CheckpointError, match="not a training checkpoint"):
+        train.load_run(tmp_path / "other", gpt, SETTINGS)
+
+
+@pytest.mark.parametrize("spoiled", ["loss", "gradient"])
+def test_a_loss_that_is_not_a_number_stops_the_run_before_the_update(spoiled):
+    gpt, batches, state = new_run()
+    calls = []
+
+    def bad(real):
+        def op(*args):
+            calls.append(1)
+            return real(*args) * (np.nan if len(calls) == 4 else 1)
+
+        return op
+
+    name = "cross_entropy" if spoiled == "loss" else "cross_entropy_backward"
+    gpt = model.with_ops(gpt, **{name: bad(getattr(ops, name))})
+    run = train.train(gpt, batches, SETTINGS, state)
+    for _ in range(3):
+        next(run)
+    before = {key: value.copy() for key, value in gpt.params.items()}
+    with pytest.raises(train.NonFiniteLoss, match="step 4: the loss is .* lower the learning rate"):
+        next(run)
+    assert state.step == 3
+    for key, value in before.items():
+        np.testing.assert_array_equal(gpt.params[key], value)
+
+
+def test_fine_tuning_learns_the_answers_and_is_the_same_loop():
+    class Letters:
+        special = {"<|endoftext|>": 0}
+
+        def encode(self, text):
+            return [ord(c) - 96 for c in text]
+
+    gpt, _, state = new_run()
+    pairs = [("ab", "c"), ("ba", "d"), ("aa", "e"), ("bb", "fg")]
+    batches = data.pair_batches(pairs, Letters(), 4, 16, np.random.default_rng(0))
+    settings = train.Settings(steps=150, batch=4, lr=1e-2, warmup=10)
+    steps = list(train.train(gpt, batches, settings, state))
+    assert steps[-1].loss < 0.05
+    for x, y in pairs:
+        tokens = Letters().encode(x)
+        for expected in [*Letters().encode(y), 0]:
+            assert gpt.forward(np.array(tokens))[0][0, -1].argmax() == expected
+            tokens.append(expected)
+
+
+TEXT = "The cat sat on the mat. A dog ran to the cat, and the cat ran up a tree.\n" * 60
+
+
+def command(folder, *more):
+    return [
+        *(sys.executable, "-m", "numpygpt", "train", str(folder / "text.txt")),
+        *("--out", str(folder / "out"), "--n-vocab", "270", "--n-ctx", "16", "--n-embd", "16"),
+        *("--n-head", "2", "--n-layer", "1", "--batch", "2", "--steps", "300", "--warmup", "9"),
+        *("--save-every", "7", "--validation", str(folder / "text.txt"), "--evaluate-every", "100"),
+        *more,
+    ]
+
+
+def log_of(folder):
+    rows = (folder / "out" / "training.jsonl").read_text(encoding="utf-8").splitlines()
+    keys = ("number", "loss", "grad_norm", "lr", "validation")
+    return [[json.loads(row).get(key) for key in keys] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    subprocess.run(command(folder), check=True, capture_output=True, timeout=120)
+    return folder
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGINT"])
+def test_a_killed_run_ends_as_if_it_had_not_been(undisturbed, tmp_path, how):
+    """Twice killed at whatever it is doing, then run to its end: same log, same model."""
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    for rows in (20, 120):
+        process = subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE, text=True)
+        log = tmp_path / "out" / "training.jsonl"
+        deadline = time.monotonic() + 60
+        while not (log.exists() and log.read_text(encoding="utf-8").count("\n") >= rows):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        process.send_signal(getattr(signal, how))
+        said = process.communicate(timeout=60)[1]
+        if how == "SIGINT":
+            assert process.returncode == 130
+            assert "stopped at step" in said
+            assert "Traceback" not in said
+    subprocess.run(command(tmp_path), check=True, capture_output=True, timeout=120)
+    assert log_of(tmp_path) == log_of(undisturbed)
+    ours, theirs = (
+        safetensors.read(f / "out" / "model.safetensors") for f in (tmp_path, undisturbed)
+    )
+    for name, value in theirs.items():
+        np.testing.assert_array_equal(ours[name], value, err_msg=name)
