@@ -64,7 +64,7 @@ def generate_command(args):
     import numpygpt
 
     prompt = _text(args.prompt, "a prompt")
-    model, tokenizer = numpygpt.load(args.model)
+    model, tokenizer = _load(args.model)
     seed = np.random.SeedSequence().entropy % 2**32 if args.seed is None else args.seed
     size = sum(p.size for p in model.params.values())
     _say(f"model {args.model}, {size:,} parameters, seed {seed}")
@@ -80,6 +80,7 @@ def generate_command(args):
         stop=[*end, *args.stop],
         tokenizer=tokenizer,
         rng=np.random.default_rng(seed),
+        at_end="slide" if args.slide else "stop",
     )
     rows = [[] for _ in range(args.num_return_sequences)]
     reasons = []
@@ -172,7 +173,7 @@ def tokenize_command(args):
 def _tokenizer(name):
     import numpygpt
 
-    return numpygpt.Tokenizer.gpt2() if name == "gpt2" else numpygpt.load(name)[1]
+    return numpygpt.Tokenizer.gpt2() if name == "gpt2" else _load(name)[1]
 
 
 # ---- train and finetune -------------------------------------------------------------------------
@@ -205,11 +206,9 @@ def train_command(args):
 
 def finetune_command(args):
     """Go on training a model on (x, y) pairs, with the loss on y alone."""
-    import numpygpt
-
     from . import data, train
 
-    model, tokenizer = numpygpt.load(args.model)
+    model, tokenizer = _load(args.model)
     pairs = [_pair(args.pairs, *line) for line in enumerate(_read(args.pairs).splitlines(), 1)]
     batches = data.pair_batches(
         pairs, tokenizer, args.batch, model.config.n_ctx, np.random.default_rng([args.seed, 1])
@@ -301,11 +300,9 @@ def _ctrl_c_ends_the_step():
 
 def info_command(args):
     """Show a model's configuration, parameters by part, bytes and FLOPs."""
-    import numpygpt
-
     from . import analyze
 
-    model, _ = numpygpt.load(args.model)
+    model, _ = _load(args.model)
     config, itemsize = model.config, model.dtype.itemsize
     for name, value in dataclasses.asdict(config).items():
         print(f"{name:<20}{value:>16,}" if isinstance(value, int) else f"{name:<20}{value:>16}")
@@ -321,6 +318,70 @@ def info_command(args):
         print(f"\n{'FLOPs per token':<20}{sum(flops.values()):>16,}  (seeing {keys} tokens)")
         for part, count in flops.items():
             print(f"  {part:<18}{count:>16,}")
+
+
+# ---- download -----------------------------------------------------------------------------------
+
+
+def download_command(args):
+    """Fetch and check the official files of a model, or those that `verify` compares with."""
+    from . import download
+
+    try:
+        folder = _fetch(
+            args.name, args.folder, args.source, args.offline, args.mirror, args.trust_mirror
+        )
+    except download.DownloadError as error:
+        _say(f"numpygpt: {error}")
+        _say(download.by_hand(args.name, args.folder))
+        return 1
+    except KeyboardInterrupt:
+        _say("stopped: what has arrived is kept, and the same command goes on from there")
+        return 130
+    _say(f"{args.name} is here, whole and checked: {folder}")
+    return 0
+
+
+def _fetch(name, folder=None, source="any", offline=False, mirror=None, trust_mirror=False):
+    """Download with a line for each file, and on a terminal with a bar; -> the folder."""
+    from tqdm import tqdm
+
+    from . import download
+
+    bar = tqdm(disable=True)
+
+    def progress(file, here, total):
+        nonlocal bar
+        if bar.disable and sys.stderr.isatty():
+            bar = tqdm(desc=file, total=total, initial=here, unit="B", unit_scale=True)
+        bar.update(here - bar.n)
+
+    def say(text):
+        nonlocal bar
+        bar.close()
+        bar = tqdm(disable=True)
+        _say(text)
+
+    try:
+        return download.download(
+            name,
+            folder,
+            source,
+            offline=offline,
+            mirror=mirror,
+            trust_mirror=trust_mirror,
+            progress=progress,
+            say=say,
+        )
+    finally:
+        bar.close()
+
+
+def _load(name):
+    """A model and its tokenizer. One that is not here yet is fetched if somebody is watching."""
+    import numpygpt
+
+    return numpygpt.load(name, fetch=_fetch if sys.stderr.isatty() else None)
 
 
 # ---- the parser ---------------------------------------------------------------------------------
@@ -347,6 +408,7 @@ def _parser():
     p.add_argument("--top-p", type=float, default=0.95)
     p.add_argument("--num-return-sequences", type=int, default=1)
     p.add_argument("--seed", type=int)
+    p.add_argument("--slide", action="store_true", help="forget the oldest text when n_ctx is full")
     p.add_argument("--stop", action="append", default=[], help="end before this text; repeatable")
 
     p = command(tokenize_command)
@@ -374,6 +436,16 @@ def _parser():
 
     p = command(info_command)
     p.add_argument("model", nargs="?", **model)
+
+    p = command(download_command)
+    p.add_argument("name", help="124M, 355M, 774M, 1558M, distilgpt2, gpt-nano-sort or published")
+    p.add_argument("--folder", help="default: its own folder in weights/ or in the user's cache")
+    p.add_argument("--source", default="any", choices=["any", "openai", "huggingface"])
+    p.add_argument("--offline", action="store_true", help="check what is here, fetch nothing")
+    p.add_argument("--mirror", metavar="URL", help="in place of https://HOST of every address")
+    p.add_argument(
+        "--trust-mirror", action="store_true", help="its files need not be the official ones"
+    )
 
     for p in (parser, *commands.choices.values()):
         p.error = _misuse

@@ -231,7 +231,7 @@ def softmax_backward(dy, x, y=None):
 
 
 def split_qkv(x):
-    """(B, T, 3C) -> three (B, T, C), views: all of q's columns, then all of k's, then all of v's."""
+    """(B, T, 3C) -> three (B, T, C), views: the columns of all q, then all k, then all v."""
     return np.split(x, 3, axis=-1)
 
 

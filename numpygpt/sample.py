@@ -86,8 +86,8 @@ def draw(p, u: float) -> int:
     """The id at which the running sum of p (V,) passes u in [0, 1): never one with p = 0."""
     ids = np.flatnonzero(p > 0)
     held = np.cumsum(p[ids], dtype=np.float64)
-    at = np.searchsorted(held, u * held[-1], side="right")
-    return int(ids[min(at, len(ids) - 1)])  # u * held[-1] may round up to held[-1]
+    # held[-1] is 1 but for rounding; u < 1, and the product is less than held[-1] even when rounded
+    return int(ids[np.searchsorted(held, u * held[-1], side="right")])
 
 
 # ---- generate -----------------------------------------------------------------------------------
@@ -188,13 +188,7 @@ def _generate(model, rows, copies, distribution, ends, slide, draft):
         cache.length -= len(drafted) + 1 - len(accepted)
         yield [row.new for row in rows]
 
-        slid = False
-        for row in going:
-            if not row.reason and len(row.ids) - row.start > n_ctx:
-                if slide:
-                    row.start, slid = len(row.ids) - max(1, n_ctx // 2), True
-                else:
-                    row.reason = "context"
+        slid = _meet_context_end(going, n_ctx, slide)
         still = [i for i, row in enumerate(going) if not row.reason]
         if not still:
             return [row.reason for row in rows]
@@ -211,16 +205,32 @@ def _generate(model, rows, copies, distribution, ends, slide, draft):
         logits, _ = model.forward(tokens, cache, only_last=not drafted)
 
 
+def _meet_context_end(rows, n_ctx, slide):
+    """End rows whose last id has no position left, or move their start: true if one was moved."""
+    full = [row for row in rows if not row.reason and len(row.ids) - row.start > n_ctx]
+    for row in full:
+        if slide:
+            row.start = len(row.ids) - max(1, n_ctx // 2)
+        else:
+            row.reason = "context"
+    return slide and bool(full)
+
+
 def _prefill(model, windows):
     """Read rows of unequal length, padded at the left: (cache, logits (B, V) after the last id)."""
     longest = max(len(ids) for ids in windows)
     pads = np.array([longest - len(ids) for ids in windows])
     tokens = np.array([[0] * pad + ids for pad, ids in zip(pads, windows, strict=True)])
     cache = model.cache(len(windows))
-    return cache, _read(model, tokens, cache, pads if pads.any() else None)
+    return cache, read(model, tokens, cache, pads if pads.any() else None)
 
 
-def _read(model, tokens, cache, pads=None):
+def read(model, tokens, cache, pads=None):
+    """Logits (B, V) after the last of tokens (B, T), which are read into the cache; None if T is 0.
+
+    A long prompt goes in pieces: each sees the earlier ones through the cache, no score is computed
+    for the masked half to its right, and the activations of one piece stay in the processor's cache.
+    """
     logits = None
     for start in range(0, tokens.shape[1], PREFILL):
         piece = tokens[:, start : start + PREFILL]
@@ -367,11 +377,11 @@ def draft_model(model, length: int = 4) -> Callable:
         # what the cache shares with the ids; the last must be read, for its logits
         pairs = enumerate(zip(seen, window[:-1], strict=False))
         cache.length = next((i for i, (a, b) in pairs if a != b), min(len(seen), len(window) - 1))
-        logits = _read(model, np.array([window[cache.length :]]), cache)
+        logits = read(model, np.array([window[cache.length :]]), cache)
         drafted, q = [], []
         while len(drafted) < count:
             if drafted:
-                logits = _read(model, np.array([drafted[-1:]]), cache)
+                logits = read(model, np.array([drafted[-1:]]), cache)
             q.append(distribution(logits)[0])
             drafted.append(draw(q[-1], rng.random()))
         seen = window + drafted[:-1]
@@ -422,7 +432,7 @@ def beam_search(
             return ended
         beams, scores = running, np.array(scores, logits.dtype)[:, None]
         cache = _select(model, cache, origin)
-        logits = _read(model, np.array([ids[-1:] for ids in beams]), cache)
+        logits = read(model, np.array([ids[-1:] for ids in beams]), cache)
     return ended
 
 

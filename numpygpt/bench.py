@@ -1,0 +1,392 @@
+"""How fast is it, beside what this machine can do: every figure with its limit from the same run.
+
+Two limits are measured with NumPy itself. *Bandwidth*: all weights streamed through `x @ W` with
+one row, bytes per second. *Peak*: a large matrix product, floating-point operations per second. One
+decoding step cannot be faster than reading every weight once; a prefill or a training step cannot
+be faster than its matrix products at the peak. The ratio says how near we are, on any machine.
+"""
+
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import analyze, optim, sample, train
+from .bpe import Tokenizer
+from .model import GPT2, Config, init
+
+SHAPES = {  # the four official sizes: n_embd, n_head, n_layer
+    "124M": (768, 12, 12),
+    "355M": (1024, 16, 24),
+    "774M": (1280, 20, 36),
+    "1558M": (1600, 25, 48),
+}
+PREFILL, CONTEXTS, BATCHES = (16, 64, 256, 512, 1024), (16, 128, 512, 1000), (1, 2, 4, 8, 16)
+TRAINING = ((4, 64), (1, 1024))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure: the median of several runs, the least and the most.
+
+    ratio: time at the limit over time taken, so that 1 is the limit; of memory, a multiple of the
+    weights. torch: its time over ours, so that above 1 we are faster.
+    """
+
+    work: str
+    value: float
+    unit: str
+    least: float
+    most: float
+    ratio: float | None = None
+    torch: float | None = None
+
+
+def shape(name: str) -> Config:
+    """The configuration of an official size. Raises ValueError for another name."""
+    if name not in SHAPES:
+        raise ValueError(f"no such shape {name!r}: choose from {', '.join(SHAPES)}")
+    c, h, n = SHAPES[name]
+    return Config(50257, 1024, c, h, n)
+
+
+def seconds(work, runs: int, before=lambda: None) -> list[float]:
+    """Durations of `runs` calls of work(), sorted, after one that is not counted.
+
+    `before` runs, untimed, ahead of each; what it returns is given to `work` unless it is None.
+    """
+    durations = []
+    for _ in range(runs + 1):
+        prepared = before()
+        arguments = () if prepared is None else (prepared,)
+        start = time.perf_counter()
+        work(*arguments)
+        durations.append(time.perf_counter() - start)
+    return sorted(durations[1:])
+
+
+@dataclass(frozen=True)
+class Limits:
+    """bandwidth in bytes per second, peak in floating-point operations per second."""
+
+    bandwidth: float
+    peak: float
+
+
+def limits(model, runs: int = 5) -> Limits:
+    """This machine's limits, measured with the model's own matrices. Best of `runs`."""
+    matrices = [p for name, p in model.params.items() if p.ndim == 2 and name != "wpe.weight"]
+    rows = [np.ones((1, w.shape[0]), w.dtype) for w in matrices]
+
+    def stream():
+        for x, w in zip(rows, matrices, strict=True):
+            x @ w
+
+    square = np.ones((2048, 2048), model.dtype)
+    bandwidth = sum(w.nbytes for w in matrices) / seconds(stream, runs)[0]
+    return Limits(bandwidth, 2 * 2048**3 / seconds(lambda: square @ square, runs)[0])
+
+
+# ---- the figures --------------------------------------------------------------------------------
+
+
+def prefill(model, limit, rival, runs):
+    """Tokens per second of reading a prompt into an empty cache, to the next token's logits."""
+    for t in (t for t in PREFILL if t <= model.config.n_ctx):
+        tokens = _tokens(model, 1, t)
+        times = seconds(lambda c: sample.read(model, tokens, c), runs, model.cache)  # noqa: B023
+        flops = sum(prefill_flops(model.config, t).values())
+        theirs = rival and seconds(lambda: rival.prefill(tokens), runs)  # noqa: B023
+        yield _rate(f"prefill {t}", t, times, flops / limit.peak, theirs)
+
+
+def decode(model, limit, rival, runs):
+    """Tokens per second of single steps at several lengths of context."""
+    for s in (s for s in CONTEXTS if s < model.config.n_ctx):
+        yield _decode(model, limit, rival, runs, 1, s)
+
+
+def decode_batches(model, limit, rival, runs):
+    """Tokens per second of all rows together, at a context of 128."""
+    for batch in BATCHES:
+        s = min(128, model.config.n_ctx - 1)
+        yield _decode(model, limit, rival, runs, batch, s, f"decode {batch} rows, context {s}")
+
+
+def _decode(model, limit, rival, runs, batch, s, name=None):
+    steps = min(16, model.config.n_ctx - s)
+    cache, token = model.cache(batch), _tokens(model, batch, 1)
+    sample.read(model, _tokens(model, batch, s), cache)
+
+    def work():
+        for _ in range(steps):
+            model.forward(token, cache, only_last=True)
+        cache.length = s
+
+    size = weight_bytes(model) + batch * s * cache_bytes(model)
+    theirs = rival and rival.decode(_tokens(model, batch, s), token, steps, runs)
+    times = seconds(work, runs)
+    return _rate(
+        name or f"decode at {s}", batch * steps, times, steps * size / limit.bandwidth, theirs
+    )
+
+
+def training(model, limit, rival, runs):
+    """Tokens per second of a whole step: forward, backward, clipping, AdamW."""
+    params = {name: p.copy() for name, p in model.params.items()}
+    for batch, t in ((b, t) for b, t in TRAINING if t <= model.config.n_ctx):
+        tokens = _tokens(model, batch, t)
+        trained = GPT2(model.config, params)
+        state = optim.adam_state(params)
+        steps = train.train(
+            trained,
+            iter(lambda: (tokens, tokens, np.ones(tokens.shape, bool)), None),  # noqa: B023
+            train.Settings(steps=10**6, lr=1e-6),
+            state,
+        )
+        times = seconds(lambda: next(steps), runs)  # noqa: B023
+        flops = 3 * sum(training_flops(model.config, t).values()) * batch
+        # AdamW reads p, g, m, v and writes p, m, v
+        size = 7 * sum(p.nbytes for p in params.values())
+        theirs = rival and rival.training(tokens, runs)
+        best = flops / limit.peak + size / limit.bandwidth
+        yield _rate(f"training step {batch} x {t}", batch * t, times, best, theirs)
+
+
+def tokenizer(runs, megabytes: float = 1.0):
+    """MB per second of the official vocabulary's encode, with an empty cache, and decode."""
+    rng = np.random.default_rng(0)
+    vocabulary = Tokenizer.gpt2()
+    words = [t.replace("Ġ", " ") for t in vocabulary.tokens if t.lstrip("Ġ").isalpha()]
+    common = rng.zipf(1.2, int(megabytes * 2e5)) % len(words)  # as often as words are in prose
+    text = "".join(words[i] for i in common)
+    size = len(text.encode("utf-8"))
+    encode = seconds(lambda t: t.encode(text), runs, Tokenizer.gpt2)
+    ids = vocabulary.encode(text)
+    for name, times in (
+        ("encode", encode),
+        ("decode", seconds(lambda: vocabulary.decode(ids), runs)),
+    ):
+        yield _rate(f"BPE {name}", size / 1e6, times, unit="MB/s")
+
+
+def start(folder, runs):
+    """Seconds of `import numpygpt` beyond Python's own start and NumPy, and of loading a model."""
+    code = {
+        "import numpygpt": "import numpy\nimport time\ns = time.perf_counter()\nimport numpygpt\n",
+        "load": "import numpygpt, numpygpt.pretrained, time\ns = time.perf_counter()\n"
+        f"numpygpt.load({str(folder)!r})\n",
+    }
+    for name, lines in code.items():
+        lines += "print(time.perf_counter() - s)"
+        times = sorted(float(_python(lines)) for _ in range(runs))
+        yield Row(name, statistics.median(times), "s", times[0], times[-1])
+
+
+def memory(folder, config):
+    """Peak memory of whole processes, as a multiple of the weights, NumPy and Python included."""
+    head = (
+        "import numpy as np, numpygpt\nfrom numpygpt import optim, sample, train\n"
+        f"model, _ = numpygpt.load({str(folder)!r})\n"
+        "size = sum(p.nbytes for p in model.params.values())\n"
+        "def step(rows, length):\n"
+        "    tokens = np.zeros((rows, length), int)\n"
+        "    batch = tokens, tokens, np.ones(tokens.shape, bool)\n"
+        "    state = optim.adam_state(model.params)\n"
+        "    list(train.train(model, [batch] * 2, train.Settings(steps=2), state))\n"
+    )
+    tail = (
+        "\nimport resource, sys\n"
+        "unit = 1 if sys.platform == 'darwin' else 1024\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, size)"
+    )
+    works = {"memory, first token": "model.forward([0])"}
+    if config.n_ctx >= 1024:
+        works["memory, prefill 1024"] = (
+            "sample.read(model, np.zeros((1, 1024), int), model.cache())"
+        )
+    if config.n_ctx >= 64:
+        works["memory, training 4 x 64"] = "step(4, 64)"
+    for name, work in works.items():
+        peak, size = map(int, _python(head + work + tail).split())
+        yield Row(name, peak / 1e6, "MB", peak / 1e6, peak / 1e6, peak / size)
+
+
+def drafts(model, tokens: int = 100):
+    """Greedy decoding with prompt-lookup drafts: ids per step, and the speed-up over none."""
+    rng = np.random.default_rng(0)
+    length = min(model.config.n_ctx // 3, 120)
+    phrase = rng.integers(0, model.config.n_vocab, 12)
+    prompts = {
+        "a repetitive prompt": np.tile(phrase, length // 12 + 1)[:length].tolist(),
+        "a random prompt": rng.integers(0, model.config.n_vocab, length).tolist(),
+    }
+    for name, prompt in prompts.items():
+        spent, counts = {}, {}
+        for draft in (None, sample.prompt_lookup()):
+            begun = time.perf_counter()
+            steps = list(sample.generate(model, prompt, tokens, temperature=0, draft=draft))
+            spent[draft is None] = time.perf_counter() - begun
+            counts[draft is None] = sum(len(step[0]) for step in steps) / len(steps)
+        yield Row(
+            f"draft, ids per step, {name}", counts[False], "ids", counts[False], counts[False]
+        )
+        gain = spent[True] / spent[False]
+        yield Row(f"draft, speed-up, {name}", gain, "x", gain, gain)
+
+
+# ---- what they cost at least --------------------------------------------------------------------
+
+
+def prefill_flops(config, t: int) -> dict[str, int]:
+    """Of reading t tokens: each sees those before it, only the last is unembedded."""
+    flops = analyze.flops_per_token(config, t)
+    seen = sum(analyze.flops_per_token(config, s)["scores and values"] for s in range(1, t + 1))
+    return {
+        "attn": flops["attn"] * t,
+        "mlp": flops["mlp"] * t,
+        "scores and values": seen,
+        "unembed": flops["unembed"],
+    }
+
+
+def training_flops(config, t: int) -> dict[str, int]:
+    """Of the forward pass of t tokens, all of them unembedded."""
+    return prefill_flops(config, t) | {"unembed": analyze.flops_per_token(config, 1)["unembed"] * t}
+
+
+def weight_bytes(model) -> int:
+    """Bytes that a decoding step reads: all weights but the table of positions."""
+    return sum(p.nbytes for name, p in model.params.items() if name != "wpe.weight")
+
+
+def cache_bytes(model) -> int:
+    return analyze.cache_bytes_per_token(model.config, model.dtype.itemsize)
+
+
+def _tokens(model, batch, t):
+    return np.random.default_rng(0).integers(0, model.config.n_vocab, (batch, t))
+
+
+def _rate(work, amount, times, best=None, theirs=None, unit="tokens/s"):
+    middle = statistics.median(times)
+    return Row(
+        work,
+        amount / middle,
+        unit,
+        amount / times[-1],
+        amount / times[0],
+        best / middle if best else None,
+        statistics.median(theirs) / middle if theirs else None,
+    )
+
+
+def _python(code):
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return ran.stdout
+
+
+# ---- everything, and the table ------------------------------------------------------------------
+
+
+def bench(model, runs: int = 5, rival=None, folder=None):
+    """All rows, one by one as they are measured.
+
+    folder: where the model can be loaded from, for the rows on loading and memory. rival: a
+    `Torch(config)` to be measured beside each row on the same threads.
+    """
+    limit = limits(model, runs)
+    yield Row("limit: bandwidth", limit.bandwidth / 1e9, "GB/s", *[limit.bandwidth / 1e9] * 2)
+    yield Row("limit: matrix product", limit.peak / 1e9, "GFLOP/s", *[limit.peak / 1e9] * 2)
+    if folder:
+        yield from start(folder, runs)
+    for figures in (prefill, decode, decode_batches, training):
+        yield from figures(model, limit, rival, runs)
+    yield from drafts(model)
+    yield from tokenizer(runs)
+    if folder:
+        yield from memory(folder, model.config)
+
+
+def table_line(row: Row) -> str:
+    """One aligned line of the table."""
+    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+    torch = "" if row.torch is None else f"{row.torch:.2f}"
+    spread = f"{row.least:,.4g} .. {row.most:,.4g}"
+    return f"{row.work:<42}{row.value:>12,.4g} {row.unit:<9}{spread:>22}{ratio:>8}{torch:>8}"
+
+
+HEADING = f"{'work':<42}{'median':>12} {'unit':<9}{'least .. most':>22}{'ratio':>8}{'torch':>8}"
+
+
+def write_json(path, rows) -> None:
+    """The rows as a JSON list, written whole or not at all."""
+    partial = Path(f"{path}.part")
+    partial.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
+    os.replace(partial, path)
+
+
+class Torch:
+    """transformers' GPT-2 of the same shape on the same threads, with random weights.
+
+    Raises ValueError where torch or transformers is not installed.
+    """
+
+    def __init__(self, config: Config):
+        try:
+            import torch
+            import transformers
+        except ImportError as error:
+            raise ValueError(f"--vs torch needs torch and transformers: {error}") from None
+        torch.set_num_threads(int(os.environ.get("OPENBLAS_NUM_THREADS", os.cpu_count())))
+        sizes = {name: getattr(config, name) for name in ("n_embd", "n_head", "n_layer", "n_inner")}
+        sizes |= {"vocab_size": config.n_vocab, "n_positions": config.n_ctx}
+        no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+        self.torch = torch
+        self.model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **no_dropout))
+
+    def prefill(self, tokens):
+        with self.torch.inference_mode():
+            self.model(self.torch.tensor(tokens), use_cache=True, logits_to_keep=1)
+
+    def decode(self, context, token, steps, runs):
+        torch = self.torch
+        with torch.inference_mode():
+            past = self.model(torch.tensor(context), use_cache=True).past_key_values
+
+            def work():
+                for _ in range(steps):
+                    self.model(torch.tensor(token), past_key_values=past, use_cache=True)
+                past.crop(context.shape[1])
+
+            return seconds(work, runs)
+
+    def training(self, tokens, runs):
+        tokens = self.torch.tensor(tokens)
+        optimizer = self.torch.optim.AdamW(self.model.parameters(), lr=1e-6, weight_decay=0.1)
+
+        def work():
+            self.model(tokens, labels=tokens).loss.backward()
+            self.torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return seconds(work, runs)
+
+
+def temporary_model(config):
+    """A model of random weights saved in a temporary folder: (TemporaryDirectory, model)."""
+    from . import checkpoint
+
+    model = GPT2(config, init(config, np.random.default_rng(0)))
+    folder = tempfile.TemporaryDirectory(prefix="numpygpt-bench-")
+    checkpoint.save(model, Tokenizer.gpt2(), folder.name)
+    return folder, model

@@ -1,0 +1,259 @@
+"""The commands as a person types them: what they print, where, and with which exit status."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import numpygpt
+from numpygpt import cli
+
+TEXT = "A cat sat on a mat, and the cat saw a rat. The rat ran, so the cat ran too.\n" * 9
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small model with random weights, saved."""
+    tokenizer = numpygpt.Tokenizer.train(TEXT, 280)
+    config = numpygpt.Config(280, 32, 24, 3, 2)
+    model = numpygpt.GPT2(config, numpygpt.init(config, np.random.default_rng(0)))
+    folder = tmp_path_factory.mktemp("models") / "small"
+    numpygpt.save(model, tokenizer, folder)
+    return folder
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*words):
+        try:
+            status = cli.main([str(word) for word in words])
+        except SystemExit as ended:
+            status = ended.code
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+def shell(*words, **options):
+    command = [sys.executable, "-m", "numpygpt", *map(str, words)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def test_generate_continues_the_prompt_and_says_how_on_stderr(run, folder):
+    words = ("generate", "The cat", "--model", folder, "--max-new-tokens", 9, "--seed", 3)
+    status, out, err = run(*words)
+    assert status == 0
+    assert out.startswith("The cat")
+    assert len(out) > len("The cat\n")
+    assert re.fullmatch(
+        rf"model {re.escape(str(folder))}, 21,984 parameters, seed 3\n"
+        r"9 tokens in \d+\.\d\d s, \d+ tokens/s\n",
+        err,
+    )
+    assert run(*words)[1] == out  # the seed fixes it
+    assert run(*words[:-1], 4)[1] != out
+
+
+def test_generate_is_what_the_library_gives(run, folder):
+    model, tokenizer = numpygpt.load(str(folder))
+    ids = tokenizer.encode("The cat")
+    new = []
+    for step in numpygpt.generate(model, ids, max_new_tokens=11, temperature=0):
+        new += step[0]
+    _, out, _ = run("generate", "The cat", "--model", folder, "--max-new-tokens", 11,
+                    "--temperature", 0)  # fmt: skip
+    assert out == "The cat" + tokenizer.decode(new) + "\n"
+
+
+def test_generate_several(run, folder):
+    status, out, err = run("generate", "A", "--model", folder, "--max-new-tokens", 5,
+                           "--num-return-sequences", 3, "--seed", 1)  # fmt: skip
+    assert status == 0
+    texts = re.split(r"^--- \d\n", out, flags=re.M)
+    assert texts[0] == ""
+    assert len(texts) == 4
+    assert all(text.startswith("A") for text in texts[1:])
+    assert len(set(texts)) == 4
+    assert "15 tokens in" in err
+
+
+def test_generate_stops_before_the_stop_string(run, folder):
+    model, tokenizer = numpygpt.load(str(folder))
+    _, whole, _ = run("generate", "The", "--model", folder, "--max-new-tokens", 20, "--seed", 5)
+    new = whole.removeprefix("The").removesuffix("\n")
+    stop = new[6:9]
+    assert len(stop) == 3
+    for texts in (("--num-return-sequences", 1), ()):
+        _, out, _ = run("generate", "The", "--model", folder, "--max-new-tokens", 20, "--seed", 5,
+                        "--stop", stop, *texts)  # fmt: skip
+        assert out == "The" + new[: new.index(stop)] + "\n"
+
+
+def test_generate_says_that_the_context_is_full(run, folder):
+    status, _, err = run("generate", "The cat", "--model", folder, "--max-new-tokens", 500,
+                         "--seed", 1)  # fmt: skip
+    assert status == 0
+    assert "stopped at the end of the context, 32 tokens" in err
+
+
+def test_generate_reads_standard_input(folder):
+    process = shell(
+        "generate", "--model", folder, "--max-new-tokens", 1, "--seed", 1, stdin=subprocess.PIPE
+    )
+    out, err = process.communicate("The cat sat\n", timeout=60)
+    assert process.returncode == 0, err
+    assert out.startswith("The cat sat")
+    assert not out.startswith("The cat sat\n")  # the newline is the shell's, not the prompt's
+
+
+def test_a_closed_pipe_and_ctrl_c_end_quietly(folder):
+    process = shell("generate", "A\nB\n", "--model", folder, "--max-new-tokens", 20, "--seed", 1)
+    process.stdout.readline()
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read()
+    assert process.wait(60) == 0
+    process.stderr.close()
+
+    process = shell("generate", "A cat", "--model", folder, "--max-new-tokens", 10**6, "--slide")
+    assert process.stdout.read(5) == "A cat"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.count("\n") == 1  # which model it is, and nothing else
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["generate", "A", "--temperature", "-1"], "temperature"),
+        (["generate", "A", "--top-p", "1.5"], "top_p"),
+        (["generate", "A", "--top-k", "0"], "top_k"),
+        (["generate", "A", "--max-new-tokens", "-3"], "max_new_tokens"),
+        (["generate", "A", "--max-new-tokens", "many"], "invalid int value: 'many'"),
+        (["generate", "A", "--no-such-flag"], "unrecognized arguments: --no-such-flag"),
+        (["generate", "a" * 500], "n_ctx = 32|32 tokens|context"),
+        (["nonsense"], "invalid choice: 'nonsense'"),
+        ([], "COMMAND"),
+    ],
+)
+def test_misuse_is_one_line_and_status_2(run, folder, words, sentence):
+    if words[:1] == ["generate"]:
+        words = [*words, "--model", folder]
+    status, out, err = run(*words)
+    assert status == 2
+    assert out == ""
+    lines = [line for line in err.splitlines() if not line.startswith("model ")]
+    assert len(lines) == 1
+    assert lines[0].startswith("numpygpt: ")
+    assert re.search(sentence, lines[0])
+
+
+def test_a_damaged_model_is_one_line_and_status_1(run, folder, tmp_path):
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-5])
+    status, _, err = run("generate", "A", "--model", tmp_path)
+    assert status == 1
+    assert err.count("\n") == 1
+    assert "model.safetensors" in err
+
+
+def test_an_unknown_model_is_misuse(run):
+    status, _, err = run("info", "no-such-model")
+    assert status == 2
+    assert "no-such-model" in err
+
+
+def test_tokenize(run):
+    status, out, _ = run("tokenize", "Hello world<|endoftext|>")
+    assert status == 0
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[:2] == [["15496", "Hello"], ["995", "Ġworld"]]
+    assert len(rows) == 9  # <|endoftext|> is plain text ...
+    _, out, _ = run("tokenize", "Hello world<|endoftext|>", "--special", "--ids")
+    assert out == "15496 995 50256\n"  # ... unless it is asked for
+
+
+def test_tokenize_shows_its_work(run):
+    _, out, _ = run("tokenize", "hug", "--show-work")
+    assert out.splitlines()[0] == "'hug'  bytes 68 75 67"
+    merges, result = out.splitlines()[1:-1], out.splitlines()[-1]
+    assert merges == ["    merge    762  u + g  at 1"]
+    assert result == "    -> 71 h  1018 ug"
+
+
+def test_tokenize_with_another_vocabulary(run, folder):
+    _, tokenizer = numpygpt.load(str(folder))
+    _, out, _ = run("tokenize", "The cat", "--ids", "--model", folder)
+    assert out.split() == [str(i) for i in tokenizer.encode("The cat")]
+
+
+def test_info(run, folder):
+    status, out, _ = run("info", folder)
+    assert status == 0
+    table = dict(re.findall(r"^ *([a-z_A-Z][\w, ]*?) {2,}([\d,]+)", out, flags=re.M))
+    assert table["n_vocab"] == "280"
+    assert table["parameters"] == "21,984"
+    assert table["bytes of weights"] == f"{21984 * 4:,}"
+
+
+def test_train_writes_a_model_that_generates(run, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT * 20, encoding="utf-8")
+    out = tmp_path / "out"
+    words = ("train", text, "--out", out, "--n-vocab", 270, "--n-ctx", 16, "--n-embd", 16,
+             "--n-head", 2, "--n-layer", 1, "--steps", 60, "--warmup", 5, "--lr", 0.01,
+             "--validation", text, "--evaluate-every", 30, "--half")  # fmt: skip
+    status, printed, err = run(*words)
+    assert status == 0
+    assert printed == ""
+    assert "step 30: validation" in err
+    log = [json.loads(row) for row in (out / "training.jsonl").read_text("utf-8").splitlines()]
+    assert [row["number"] for row in log] == list(range(1, 61))
+    assert log[59]["validation"] < log[29]["validation"] < log[0]["loss"]
+    status, printed, _ = run("generate", "The cat", "--model", out, "--temperature", 0,
+                             "--max-new-tokens", 8)  # fmt: skip
+    assert status == 0
+    assert len(printed) > len("The cat\n")
+    # the same command finds the run complete and only writes the model again
+    assert run(*words)[0] == 0
+    assert len((out / "training.jsonl").read_text("utf-8").splitlines()) == 60
+    status, _, err = run(*words, "--lr", 0.02)
+    assert status == 2
+    assert "lr was 0.01, now 0.02" in err
+
+
+def test_finetune_and_its_refusals(run, folder, tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"x": "The cat", "y": " ran"}\n{"x": "The rat", "y": " sat"}\n', "utf-8")
+    out = tmp_path / "tuned"
+    status, _, _ = run("finetune", pairs, "--model", folder, "--out", out, "--steps", 120,
+                       "--batch", 2, "--lr", 0.01)  # fmt: skip
+    assert status == 0
+    for x, y in (("The cat", " ran"), ("The rat", " sat")):
+        _, printed, _ = run("generate", x, "--model", out, "--temperature", 0)
+        assert printed == x + y + "\n"  # and ends there, with <|endoftext|>
+    pairs.write_text('{"x": "The cat", "y": " ran"}\n{"question": "?"}\n', "utf-8")
+    status, _, err = run("finetune", pairs, "--model", folder, "--out", tmp_path / "other")
+    assert status == 2
+    assert "line 2" in err
+
+
+def test_missing_files_and_wrong_bytes(run, tmp_path):
+    status, _, err = run("train", tmp_path / "none.txt", "--out", tmp_path / "out")
+    assert status == 2
+    assert err == f"numpygpt: No such file or directory: {tmp_path / 'none.txt'}\n"
+    (tmp_path / "latin.txt").write_bytes("Käse".encode("latin-1"))
+    status, _, err = run("train", tmp_path / "latin.txt", "--out", tmp_path / "out")
+    assert status == 2
+    assert "not UTF-8 (byte 0xe4 at 1)" in err
+    assert not os.path.exists(tmp_path / "out")
