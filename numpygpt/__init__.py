@@ -23,8 +23,8 @@ PUBLIC = {
     "CheckpointError": "formats",
 }
 FILES = (
-    "ops model bpe sample data optim train evaluate trace mistakes grade analyze plot formats"
-    " checkpoint download pretrained published cli"
+    "ops model bpe sample data optim train evaluate trace mistakes diagnose grade analyze measure plot"
+    " formats checkpoint download pretrained published cli"
 ).split()
 
 __all__ = list(PUBLIC)

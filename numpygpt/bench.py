@@ -6,6 +6,7 @@ decoding step cannot be faster than reading every weight once; a prefill or a tr
 be faster than its matrix products at the peak. The ratio says how near we are, on any machine.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,12 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from . import analyze, optim, sample, train
+from . import analyze, checkpoint, optim, sample, train
 from .bpe import Tokenizer
 from .model import GPT2, Config, init
 
@@ -161,7 +163,7 @@ def training(model, limit, rival, runs):
         yield _rate(f"training step {batch} x {t}", batch * t, times, best, theirs)
 
 
-def tokenizer(runs, megabytes: float = 1.0):
+def bpe(runs, megabytes: float = 1.0):
     """MB per second of the official vocabulary's encode, with an empty cache, and decode."""
     rng = np.random.default_rng(0)
     vocabulary = Tokenizer.gpt2()
@@ -220,27 +222,23 @@ def memory(folder, config):
         yield Row(name, peak / 1e6, "MB", peak / 1e6, peak / 1e6, peak / size)
 
 
-def drafts(model, tokens: int = 100):
+def drafts(model, tokenizer, tokens: int = 100):
     """Greedy decoding with prompt-lookup drafts: ids per step, and the speed-up over none."""
-    rng = np.random.default_rng(0)
-    length = min(model.config.n_ctx // 3, 120)
-    phrase = rng.integers(0, model.config.n_vocab, 12)
     prompts = {
-        "a repetitive prompt": np.tile(phrase, length // 12 + 1)[:length].tolist(),
-        "a random prompt": rng.integers(0, model.config.n_vocab, length).tolist(),
+        "repetitive": "One, two, three, said the cat. " * 8 + "One, two,",
+        "ordinary": "The youngest brother went down to the river to look for his lost ring, and",
     }
     for name, prompt in prompts.items():
-        spent, counts = {}, {}
+        ids = tokenizer.encode(prompt)[: model.config.n_ctx // 2]
+        spent, per_step = {}, {}
         for draft in (None, sample.prompt_lookup()):
             begun = time.perf_counter()
-            steps = list(sample.generate(model, prompt, tokens, temperature=0, draft=draft))
+            steps = list(sample.generate(model, ids, tokens, temperature=0, draft=draft))
             spent[draft is None] = time.perf_counter() - begun
-            counts[draft is None] = sum(len(step[0]) for step in steps) / len(steps)
-        yield Row(
-            f"draft, ids per step, {name}", counts[False], "ids", counts[False], counts[False]
-        )
+            per_step[draft is None] = sum(len(step[0]) for step in steps) / len(steps)
         gain = spent[True] / spent[False]
-        yield Row(f"draft, speed-up, {name}", gain, "x", gain, gain)
+        for what, value in (("ids per step", per_step[False]), ("speed-up", gain)):
+            yield Row(f"draft, {name} prompt, {what}", value, "x", value, value)
 
 
 # ---- what they cost at least --------------------------------------------------------------------
@@ -297,10 +295,11 @@ def _python(code):
 # ---- everything, and the table ------------------------------------------------------------------
 
 
-def bench(model, runs: int = 5, rival=None, folder=None):
+def bench(model, tokenizer=None, runs: int = 5, rival=None, folder=None):
     """All rows, one by one as they are measured.
 
-    folder: where the model can be loaded from, for the rows on loading and memory. rival: a
+    tokenizer: for the rows on drafts, which random weights would say nothing about. folder: where
+    the model can be loaded from, for the rows on loading and memory. rival: a
     `Torch(config)` to be measured beside each row on the same threads.
     """
     limit = limits(model, runs)
@@ -310,8 +309,9 @@ def bench(model, runs: int = 5, rival=None, folder=None):
         yield from start(folder, runs)
     for figures in (prefill, decode, decode_batches, training):
         yield from figures(model, limit, rival, runs)
-    yield from drafts(model)
-    yield from tokenizer(runs)
+    if tokenizer is not None:
+        yield from drafts(model, tokenizer)
+    yield from bpe(runs)
     if folder:
         yield from memory(folder, model.config)
 
@@ -382,11 +382,65 @@ class Torch:
         return seconds(work, runs)
 
 
-def temporary_model(config):
-    """A model of random weights saved in a temporary folder: (TemporaryDirectory, model)."""
-    from . import checkpoint
+def cost_curves(model, runs: int = 3) -> dict[str, dict[str, np.ndarray]]:
+    """Time and memory of a prefill and of one decoding step against length, measured and predicted.
 
+    Predicted for a prefill of n tokens, with N weights in the blocks, L layers, width d:
+
+        time    (2 N n + 2 L d n^2 + unembedding) / peak         every pair of tokens seen: n^2 / 2
+        memory  8 L d n bytes, its keys and values in float32; every decoding step reads them back
+                beside all weights, at the bandwidth
+
+    The often quoted O(n^2 d) alone leaves out 2 N n = 24 L d^2 n, which is larger up to n = 12 d
+    (6 d where the masked half is computed too).
+
+    Returns panel -> {"lengths": ..., "measured": ..., name of a prediction: ..., ...}.
+    """
+    config, limit = model.config, limits(model, runs)
+    longest = int(np.log2(config.n_ctx))
+    lengths = np.array([2**i for i in range(min(4, longest), longest + 1)])
+    parts = [prefill_flops(config, int(n)) for n in lengths]
+    square = np.array([part["scores and values"] for part in parts])
+    whole = np.array([sum(part.values()) for part in parts])
+    keys_and_values = lengths * cache_bytes(model)
+    read_back = (lengths - 1) * cache_bytes(model)
+    panels = {
+        "prefill, seconds": {
+            "n d² and n² d terms": whole / limit.peak,
+            "n² d alone": square / limit.peak,
+        },
+        "decoding step, seconds": {
+            "weights and cache": (weight_bytes(model) + read_back) / limit.bandwidth,
+            "cache alone": np.maximum(read_back, 1) / limit.bandwidth,
+        },
+        "prefill, bytes": {"keys and values": keys_and_values},
+    }
+    measured = ([], [], [])
+    for n in lengths.tolist():
+        tokens = _tokens(model, 1, n)
+        times = seconds(lambda c: sample.read(model, tokens, c), runs, model.cache)  # noqa: B023
+        measured[0].append(statistics.median(times))
+        tracemalloc.start()  # NumPy tells it of its arrays; the cache counts as far as it is used
+        cache = model.cache()
+        unused = sum(x.nbytes for x in cache.k + cache.v) - n * cache_bytes(model)
+        sample.read(model, tokens, cache)
+        measured[2].append(tracemalloc.get_traced_memory()[1] - unused)
+        tracemalloc.stop()
+
+        def step(cache=cache, n=n):
+            cache.length = n - 1
+            model.forward([0], cache, only_last=True)
+
+        measured[1].append(statistics.median(seconds(step, 3 * runs)))
+    for panel, values in zip(panels.values(), measured, strict=True):
+        panel |= {"lengths": lengths, "measured": np.array(values)}
+    return panels
+
+
+@contextlib.contextmanager
+def temporary_model(config):
+    """A model of random weights, saved in a folder that goes again: (folder, model)."""
     model = GPT2(config, init(config, np.random.default_rng(0)))
-    folder = tempfile.TemporaryDirectory(prefix="numpygpt-bench-")
-    checkpoint.save(model, Tokenizer.gpt2(), folder.name)
-    return folder, model
+    with tempfile.TemporaryDirectory(prefix="numpygpt-bench-") as folder:
+        checkpoint.save(model, Tokenizer.gpt2(), folder)
+        yield folder, model

@@ -3,7 +3,6 @@
 import codecs
 import heapq
 import json
-import operator
 import os
 import re
 from collections import Counter, defaultdict
@@ -124,12 +123,13 @@ class Tokenizer:
     def train(cls, text: str, n_vocab: int, special: str = END_OF_TEXT) -> "Tokenizer":
         """Learn a vocabulary of n_vocab ids: 256 bytes, n_vocab - 257 merges, the special token.
 
-        A line that holds only the special token ends a document and is not learned from. Raises
-        ValueError where n_vocab is below 257 or more than the text has pairs for.
+        A line that holds only the special token stands between documents; neither it nor the two
+        newlines around it are learned from. Raises ValueError where n_vocab is below 257 or more
+        than the text has pairs for.
         """
         if n_vocab < 257:
             raise ValueError(f"n_vocab is {n_vocab}, but 256 bytes and {special} need 257.")
-        documents = re.split(rf"(?m)^{re.escape(special)}$\n?", _well_formed(text))
+        documents = re.split(rf"(?m)\n?^{re.escape(special)}$\n?", _well_formed(text))
         words = Counter(chain.from_iterable(map(pre_tokens, documents)))
         merges = learn_merges(words, n_vocab - 257)
         tokens = [*byte_symbols().values(), *map("".join, merges), special]
@@ -310,22 +310,19 @@ class Tokenizer:
             yield rest
 
     def _bytes_of_each(self, ids):
-        ids = ids.tolist() if hasattr(ids, "tolist") else ids  # arrays: Python ints are faster
+        ids = ids.tolist() if hasattr(ids, "tolist") else ids  # an array: Python's ints
         if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
             raise TypeError(f"ids must be a list or an array of ints, not {ids!r}.")
         for position, i in enumerate(ids):
-            try:
-                index = operator.index(i)
-            except TypeError:
-                index = None
-            if index is None or isinstance(i, bool):
+            i = i.tolist() if hasattr(i, "tolist") else i
+            if not isinstance(i, int) or isinstance(i, bool):
                 raise TypeError(f"{i!r} at position {position} is no id: ids are integers.")
-            if not 0 <= index < self.n_vocab:
+            if not 0 <= i < self.n_vocab:
                 raise ValueError(
-                    f"The id {index} at position {position} does not exist: the vocabulary has "
-                    f"ids 0 to {self.n_vocab - 1}."
+                    f"The id {i} at position {position} does not exist: the vocabulary has ids 0 "
+                    f"to {self.n_vocab - 1}."
                 )
-            yield self._bytes[index]
+            yield self._bytes[i]
 
 
 def _well_formed(text):
@@ -382,7 +379,7 @@ def learn_merges(words: dict[str, int], n_merges: int) -> list[tuple[str, str]]:
             where[pair].add(number)
     heap = [(-count, pair) for pair, count in counts.items()]
     heapq.heapify(heap)
-    merges, known = [], set(spellings)
+    merges = []
     while len(merges) < n_merges:
         if not heap:
             raise ValueError(
@@ -395,11 +392,8 @@ def learn_merges(words: dict[str, int], n_merges: int) -> list[tuple[str, str]]:
                 heapq.heappush(heap, (-counts[pair], pair))
             continue
         left, right = spellings[pair[0]], spellings[pair[1]]
-        if left + right in known:  # other merges make the same bytes: one token is enough
-            continue
         new = len(spellings)
         spellings.append(left + right)
-        known.add(left + right)
         merges.append((left, right))
         grown = set()
         for number in where.pop(pair):

@@ -1,6 +1,7 @@
 """The same things from a shell: each command one short function that calls one room."""
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -384,6 +385,303 @@ def _load(name):
     return numpygpt.load(name, fetch=_fetch if sys.stderr.isatty() else None)
 
 
+# ---- bench and plot -----------------------------------------------------------------------------
+
+
+def bench_command(args):
+    """Measure speed and memory beside what this machine can do."""
+    from . import bench
+
+    with _to_measure(args) as (folder, model, tokenizer):
+        rival = bench.Torch(model.config) if args.vs else None
+        _say(bench.HEADING)
+        rows = []
+        for row in bench.bench(model, tokenizer, args.runs, rival, folder):
+            print(bench.table_line(row), flush=True)
+            rows.append(row)
+    if args.json:
+        bench.write_json(args.json, rows)
+    if args.plot:
+        from . import plot
+
+        rated = [row for row in rows if row.ratio is not None and row.unit != "MB"]
+        fig, (ax,) = plot.figure(height=0.25 * len(rated) + 1)
+        plot.ratios(ax, [row.work for row in rated], [row.ratio for row in rated])
+        plot.save(fig, args.plot)
+
+
+@contextlib.contextmanager
+def _to_measure(args):
+    """A folder to load from, its model, and its tokenizer, or None for random weights."""
+    from . import bench, pretrained
+
+    if args.shape:
+        with bench.temporary_model(bench.shape(args.shape)) as (folder, model):
+            yield folder, model, None
+    else:
+        yield pretrained.find(args.model), *_load(args.model)
+
+
+def plot_command(args):
+    """Draw a training log, a head's attention, or cost against length."""
+    from . import plot
+
+    draw = {"loss": _plot_loss, "attention": _plot_attention, "cost": _plot_cost}[args.what]
+    out = args.output or f"{args.what}.png"
+    plot.save(draw(args, plot), out)
+    _say(f"drawn in {out}")
+
+
+def _plot_loss(args, plot):
+    rows = [json.loads(line) for line in _read(args.input).splitlines()]
+    fig, (ax,) = plot.figure(width=7)
+    validation = [(row["number"], row["validation"]) for row in rows if "validation" in row]
+    plot.loss_curve(
+        ax,
+        [row["number"] for row in rows],
+        [row["loss"] for row in rows],
+        validation,
+        args.tokens_per_step,
+    )
+    return fig
+
+
+def _plot_attention(args, plot):
+    import numpygpt
+
+    model, tokenizer = numpygpt.load(args.model)
+    ids = tokenizer.encode(_text(args.input, "a text"))
+    _, acts = model.forward(ids, keep="everything")
+    name = f"h.{args.layer}.attn.pattern"
+    if name not in acts or args.head >= model.config.n_head or args.head < 0:
+        sizes = f"{model.config.n_layer} layers of {model.config.n_head} heads"
+        raise ValueError(f"there is no layer {args.layer}, head {args.head}: the model has {sizes}")
+    size = 2 + 0.25 * len(ids)
+    fig, (ax,) = plot.figure(width=size + 1, height=size)
+    plot.attention(ax, acts[name][0, args.head], [tokenizer.tokens[i] for i in ids])
+    ax.set_title(f"layer {args.layer}, head {args.head}")
+    return fig
+
+
+def _plot_cost(args, plot):
+    from . import bench
+
+    with _to_measure(args) as (_, model, _):
+        panels = bench.cost_curves(model)
+    fig, axes = plot.figure(len(panels), width=5)
+    for ax, (name, curves) in zip(axes, panels.items(), strict=True):
+        plot.cost(ax, curves.pop("lengths"), curves.pop("measured"), curves, name)
+    return fig
+
+
+# ---- trace and compare --------------------------------------------------------------------------
+
+
+def trace_command(args):
+    """Write down every tensor of a forward pass, by name."""
+    import fnmatch
+
+    from . import model as forward
+    from . import trace
+    from .formats import dump
+
+    if args.list:
+        print(trace.catalogue())
+        return
+    model, tokenizer = _load(args.model)
+    tokens, pads = _token_rows(args.prompt, args.tokens, tokenizer)
+    model = forward.dtype_of(model, np.dtype(args.dtype))
+    record = model.forward(tokens, pads=pads, keep="everything")[1]
+    kept = {n: a for n, a in record.items() if any(fnmatch.fnmatch(n, x) for x in args.names)}
+    if not kept:
+        raise ValueError(f"no tensor is called {' or '.join(args.names)}: see --list")
+    if args.output:
+        path = os.path.abspath(args.model) if os.path.isdir(args.model) else args.model
+        dump.write(args.output, {"tokens": tokens} | kept, path)
+    for name, array in kept.items():
+        print(f"{name:20} {array.dtype!s:8} {array.shape}")
+
+
+def compare_command(args):
+    """Compare another program's tensors with ours, and name the mistake."""
+    from . import diagnose, trace
+
+    theirs, ours, name = _dumps(args)
+    if name is None:
+        aligned, unknown = trace.align(theirs, ours)
+        found = diagnose.difference(aligned, ours, ours.get("pads"))
+        found = dataclasses.replace(found, note="give --model to find the cause")
+    else:
+        case, unknown = _case(args, theirs, ours, name)
+        found = diagnose.diagnose(case)
+    if args.json:
+        print(json.dumps(diagnose.as_json(found) | {"not_compared": unknown}, indent=1))
+    else:
+        print(diagnose.report(found))
+        if unknown:
+            print(f"not compared: {', '.join(unknown)}")
+    return 0 if found.first is None else 1
+
+
+def _dumps(args):
+    """Their arrays, ours or {}, and the name of the model, None if nobody says it."""
+    from . import trace
+    from .formats import dump
+
+    if args.logits:
+        return dump.read(args.logits), {}, args.model or "tales"
+    if len(args.files) not in (1, 2):
+        raise ValueError("name their file, or our file and theirs")
+    theirs = dump.read(args.files[-1])
+    if len(args.files) == 1:
+        return theirs, {}, args.model or "tales"
+    ours = dump.read(args.files[0])
+    name = args.model or dump.model_of(args.files[0], ours)
+    known = {name: array for name, array in ours.items() if trace.is_entry(name)}
+    if not known:
+        raise ValueError(f"{args.files[0]} has no tensor under our names: make it with trace -o")
+    return theirs, known, name or None
+
+
+def _case(args, theirs, ours, name):
+    """What to explain, and the names nobody knows."""
+    from . import checkpoint, diagnose, pretrained, trace
+
+    prompts = args.prompt + (args.files if args.logits else [])
+    if prompts:
+        model, tokenizer = _load(name)
+    else:
+        model, tokenizer = checkpoint.load_folder(pretrained.find(name)), None
+    given = {**theirs, **ours}
+    ids = next((given[n] for n in ("tokens", "input_ids", "inputs") if n in given), None)
+    if prompts or args.tokens:
+        tokens, pads = _token_rows(prompts, args.tokens, tokenizer)
+    elif ids is None:
+        raise ValueError(
+            "say what was computed: --tokens, --prompt, or an array `tokens` in the dump"
+        )
+    else:
+        tokens, pads = _as_ids(ids), given.get("pads")
+    if args.pads:
+        pads = np.array(_integers(args.pads, "--pads"))
+    chunks = _integers(args.chunks, "--chunks") if args.chunks else None
+    right = trace.replay(model, tokens, pads, chunks)
+    aligned, unknown = trace.align(theirs, right, model.params)
+    return diagnose.Case(model, tokens, aligned, pads, chunks), unknown
+
+
+def _as_ids(array):
+    ids = np.atleast_2d(array)
+    if not np.array_equal(ids, np.round(ids)):
+        raise ValueError("the dump's tokens are no integers")
+    return ids.astype(np.int64)
+
+
+def _integers(text, option):
+    try:
+        return [int(x) for x in text.replace(",", " ").split()]
+    except ValueError:
+        raise ValueError(f"{option} takes integers, not {text!r}") from None
+
+
+def _token_rows(prompts, rows, tokenizer):
+    """Ids (B, T), and the padding at the left of each row, or None if all are equally long."""
+    ids = [_integers(row, "--tokens") for row in rows] or [tokenizer.encode(p) for p in prompts]
+    if not ids or not all(ids):
+        raise ValueError("give a prompt that is not empty, or --tokens")
+    length = max(map(len, ids))
+    pads = np.array([length - len(row) for row in ids])
+    tokens = np.array([[0] * (length - len(row)) + row for row in ids])
+    return tokens, pads if pads.any() else None
+
+
+# ---- verify and evaluate ------------------------------------------------------------------------
+
+
+def verify_command(args):
+    """Compute the numbers that others published about a model, and say whether they agree."""
+    from tqdm import tqdm
+
+    from . import published
+    from .measure import Subject
+
+    model, tokenizer, name, folder = _to_verify(args)
+    rows = [row for row in published.rows(name) if not args.only or row["id"] in args.only]
+    if not rows:
+        raise ValueError(f"no row of {name} is called {' or '.join(args.only)}")
+    subject = Subject(model, tokenizer, (folder, *published.folders(name, args.data)))
+    results, before = [], None
+    bar = tqdm(total=sum(len(row["checks"]) for row in rows), disable=None, unit="check")
+    for result in published.verify(subject, rows, args.quick):
+        if (result.id, result.input) != before:
+            bar.write(published.heading(result))
+        bar.write(published.line(result))
+        before = result.id, result.input
+        results.append(result)
+        bar.update()
+    bar.close()
+    if args.json:
+        fields = [dataclasses.asdict(result) for result in results]
+        Path(args.json).write_text(json.dumps(fields, indent=1), encoding="utf-8")
+    _say(published.summary(results))
+    verdicts = {result.verdict for result in results}
+    return 0 if "pass" in verdicts and "FAIL" not in verdicts else 1
+
+
+def _to_verify(args):
+    """Model, tokenizer, the name it has rows under, and its own folder."""
+    from . import download, pretrained, published
+
+    if args.model == "gpt-nano-sort":
+        found = [
+            folder
+            for folder in published.folders(args.model, args.data)
+            if (folder / "gpt-nano-sort-model.json").is_file()
+        ]
+        if not found:
+            raise FileNotFoundError(
+                "gpt-nano-sort is not on this machine: run `numpygpt download gpt-nano-sort`, or name "
+                "its folder with --data"
+            )
+        return published.load_nano_sort(found[0]), None, args.model, found[0]
+    model, tokenizer = _load(args.model)
+    name = download.ALIASES.get(args.model, args.model)
+    if not published.rows(name):
+        name = published.official_name(model)
+    return model, tokenizer, name, pretrained.find(args.model)
+
+
+def evaluate_command(args):
+    """Measure a model on a file: perplexity of a text, LAMBADA or HellaSwag."""
+    from tqdm import tqdm
+
+    from . import data, evaluate
+
+    text = _read(args.file)
+    model, tokenizer = _load(args.model)
+    if args.task == "perplexity":
+        documents = data.documents(text)
+        ids = data.encode_documents(tokenizer, documents)[: args.limit]
+        nats, count = evaluate.stream_nats(model, ids, args.stride)
+        results = {"tokens": count, "nats per token": nats / count}
+        results["perplexity per token"] = float(np.exp(nats / count))
+        if args.limit is None:
+            size = sum(len(document.encode("utf-8")) for document in documents)
+            results["bits per byte"] = evaluate.bits_per_byte(nats, size)
+    else:
+        items = [json.loads(line) for line in text.splitlines()[: args.limit] if line.strip()]
+        bar = tqdm(items, disable=None, unit="item")
+        if args.task == "lambada":
+            results = evaluate.lambada(model, tokenizer, (item["text"] for item in bar))
+        else:
+            results = evaluate.hellaswag(model, tokenizer, bar)
+    if args.json:
+        print(json.dumps(results))
+        return
+    for name, value in results.items():
+        print(f"{name:<24}{value:>12,}" if isinstance(value, int) else f"{name:<24}{value:>12.4f}")
+
+
 # ---- the parser ---------------------------------------------------------------------------------
 
 
@@ -446,6 +744,62 @@ def _parser():
     p.add_argument(
         "--trust-mirror", action="store_true", help="its files need not be the official ones"
     )
+
+    p = command(bench_command)
+    p.add_argument("--model", **model)
+    p.add_argument("--shape", help="random weights of an official size instead: 124M, 355M, ...")
+    p.add_argument(
+        "--runs", type=int, default=5, help="counted runs of each (default: %(default)s)"
+    )
+    p.add_argument("--vs", choices=["torch"], help="also measure transformers on torch")
+    p.add_argument("--json", metavar="FILE", help="also write the table as JSON")
+    p.add_argument("--plot", metavar="FILE", help="also draw the ratios")
+
+    p = command(plot_command)
+    p.add_argument("what", choices=["loss", "attention", "cost"])
+    p.add_argument("input", nargs="?", help="loss: training.jsonl; attention: a text")
+    p.add_argument("-o", "--output", help="picture (default: WHAT.png)")
+    p.add_argument("--tokens-per-step", type=int, default=2048, help="of the run (loss)")
+    p.add_argument("--model", **model)
+    p.add_argument("--shape", help="as in bench (cost)")
+    p.add_argument("--layer", type=int, default=0)
+    p.add_argument("--head", type=int, default=0)
+
+    p = command(trace_command)
+    p.add_argument("prompt", nargs="*", help="several are padded at the left to one batch")
+    p.add_argument("--tokens", action="append", default=[], help='ids instead: "17 310 203"')
+    p.add_argument("--model", **model)
+    p.add_argument("-o", "--output", metavar="FILE", help=".npz or .safetensors")
+    p.add_argument("--names", nargs="+", default=["*"], help='of the tensors, "h.0.*" for instance')
+    p.add_argument("--dtype", default="float32", choices=["float32", "float64"])
+    p.add_argument("--list", action="store_true", help="print names, shapes, formulas, sources")
+
+    p = command(compare_command)
+    p.add_argument("files", nargs="*", help="our file, which may be left out, and theirs")
+    p.add_argument("--model", help="name or folder (default: the one that made our file, or tales)")
+    p.add_argument("--tokens", action="append", default=[], help='what was computed: "17 310 203"')
+    p.add_argument("--prompt", action="append", default=[], help="the same as text; repeatable")
+    p.add_argument("--pads", help='padding tokens at the left of each row: "0 3"')
+    p.add_argument("--chunks", help="lengths of the pieces that went through a KV cache: 4,1,1")
+    p.add_argument("--logits", metavar="FILE", help="their logits alone; then give the prompt")
+    p.add_argument("--json", action="store_true")
+
+    p = command(verify_command)
+    p.add_argument("--model", default="124M", help="name or folder (default: %(default)s)")
+    p.add_argument("--data", metavar="FOLDER", help="with files that some rows read")
+    p.add_argument("--quick", action="store_true", help="leave out rows that take minutes")
+    p.add_argument("--only", action="append", metavar="ROW", help="this row; repeatable")
+    p.add_argument("--json", metavar="FILE", help="also write everything as JSON")
+
+    p = command(evaluate_command)
+    p.add_argument("file", help='a text, or lines {"text": ...} or {"ctx": ..., "endings": ...}')
+    p.add_argument("--model", **model)
+    p.add_argument(
+        "--task", default="perplexity", choices=["perplexity", "lambada", "hellaswag"]
+    )
+    p.add_argument("--stride", type=int, help="of perplexity's windows (default: n_ctx)")
+    p.add_argument("--limit", type=int, help="only so many tokens or items")
+    p.add_argument("--json", action="store_true", help="print one JSON object")
 
     for p in (parser, *commands.choices.values()):
         p.error = _misuse

@@ -26,6 +26,8 @@ import numpy as np
 # Elementwise work goes over an array several times. Doing all the passes on one tile of rows before
 # the next keeps the tile in the processor's L2 cache: 2**16 float32 numbers are 256 kB.
 TILE = 2**16
+# Products of up to FEW_ROWS rows are taken in blocks of BLOCK columns; see `_product`.
+FEW_ROWS, BLOCK = 16, 64
 
 
 def _tiles(rows: int, width: int):
@@ -87,9 +89,22 @@ def linear(x, w, b):
     The weights stand (in, out), as OpenAI published them ("Conv1D"): there is no transpose here,
     and a checkpoint from `torch.nn.Linear` would need one.
     """
-    y = _rows(x) @ w  # (1) one product for all rows: a batch of small ones is slower
+    y = _product(_rows(x), w)  # (1) one product for all rows: a batch of small ones is slower
     y += b  # (2)
     return y.reshape(*x.shape[:-1], -1)
+
+
+def _product(x, w):
+    """x w for x (R, N), w (N, M)."""
+    r, m = len(x), w.shape[1] // BLOCK * BLOCK
+    if not 1 < r <= FEW_ROWS or m == 0:
+        return x @ w
+    # One row times w is done at the speed of memory. For more, BLAS first copies w into an order of
+    # its own, which pays off for hundreds of rows, but makes two rows cost three times one. Blocks of
+    # few columns are below the size at which it does so; NumPy multiplies all blocks in one call.
+    blocks = w[:, :m].reshape(len(w), -1, BLOCK).swapaxes(0, 1)  # (M / BLOCK, N, BLOCK), a view
+    y = np.matmul(x, blocks).swapaxes(0, 1).reshape(r, m)
+    return y if m == w.shape[1] else np.concatenate((y, x @ w[:, m:]), axis=1)
 
 
 def linear_backward(dy, x, w, b):
@@ -305,7 +320,7 @@ def attention_values_backward(dy, pattern, v):
 
 def unembed(x, table):
     """logits = x table^T: (..., C), (V, C) -> (..., V). GPT-2's table is the embedding, `wte`."""
-    return (_rows(x) @ table.T).reshape(*x.shape[:-1], -1)
+    return _product(_rows(x), table.T).reshape(*x.shape[:-1], -1)
 
 
 def unembed_backward(dy, x, table):

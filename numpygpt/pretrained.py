@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from . import checkpoint
@@ -12,23 +13,26 @@ from .model import GPT2
 OFFICIAL_VOCABULARY = range(50257, 50304 + 1)  # tokens, without padding and with
 
 
-def load(name_or_folder: str | os.PathLike = "tales") -> tuple[GPT2, Tokenizer]:
+def load(
+    name_or_folder: str | os.PathLike = "tales", fetch: Callable[[str], Path] | None = None
+) -> tuple[GPT2, Tokenizer]:
     """A model and its tokenizer.
 
     A name: "tales", which comes with this package, or a downloaded model: "124M", "355M", "774M",
     "1558M" (also "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl") or "distilgpt2". Or a folder in
     Hugging Face's or OpenAI's layout; one that is called like a model is "./gpt2".
+    `fetch(name)` -> folder is asked for a model that is not on this machine; by default nobody is.
 
     Raises ValueError for an unknown name, FileNotFoundError for what is not on this machine, and
     CheckpointError (a ValueError) for files that are damaged, incomplete, or no GPT-2.
     """
-    folder = find(name_or_folder)
+    folder = find(name_or_folder, fetch)
     tokenizer = read_tokenizer(folder)
     return checkpoint.load_folder(folder, tokenizer.n_vocab), tokenizer
 
 
-def find(name_or_folder: str | os.PathLike) -> Path:
-    """The folder with a model's files. Raises ValueError and FileNotFoundError as `load`."""
+def find(name_or_folder: str | os.PathLike, fetch: Callable[[str], Path] | None = None) -> Path:
+    """The folder with a model's files; `fetch` and what it raises as in `load`."""
     if isinstance(name_or_folder, os.PathLike):
         return Path(name_or_folder)
     if name_or_folder == "tales":
@@ -38,13 +42,15 @@ def find(name_or_folder: str | os.PathLike) -> Path:
 
     official = download.ALIASES.get(name_or_folder, name_or_folder)
     if official not in download.HUGGING_FACE_FILES:
-        if Path(name_or_folder).exists():
+        if os.path.exists(name_or_folder):
             return Path(name_or_folder)
         names = ", ".join(["tales", *download.HUGGING_FACE_FILES, *download.ALIASES])
         raise ValueError(
             f"{name_or_folder!r} is neither a folder nor the name of a model; the names are {names}"
         )
     folder = download.find(official)
+    if folder is None and fetch is not None:
+        return fetch(official)
     if folder is None:
         raise FileNotFoundError(
             f"the weights of {name_or_folder} are not on this machine: run "

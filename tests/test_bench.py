@@ -1,0 +1,79 @@
+"""That the table says what it claims; how fast anything is, is no test."""
+
+import json
+
+import numpy as np
+import pytest
+
+import numpygpt
+from numpygpt import analyze, bench, cli, model
+
+CONFIG = model.Config(n_vocab=280, n_ctx=160, n_embd=24, n_head=3, n_layer=2)
+TEXT = "A cat sat on a mat, and the cat saw a rat. The rat ran, so the cat ran too.\n" * 9
+
+
+@pytest.fixture(scope="module")
+def gpt():
+    return model.GPT2(CONFIG, model.init(CONFIG, np.random.default_rng(0)))
+
+
+def test_prefill_flops_are_the_sum_over_its_tokens():
+    whole = bench.prefill_flops(CONFIG, 7)
+    each = [analyze.flops_per_token(CONFIG, keys) for keys in range(1, 8)]
+    assert (
+        sum(whole.values())
+        == sum(value for flops in each for part, value in flops.items() if part != "unembed")
+        + each[0]["unembed"]
+    )
+    training = bench.training_flops(CONFIG, 7)
+    assert sum(training.values()) == sum(sum(flops.values()) for flops in each)
+
+
+def test_weight_bytes_leave_out_the_positions(gpt):
+    total = sum(p.nbytes for p in gpt.params.values())
+    assert bench.weight_bytes(gpt) == total - gpt.params["wpe.weight"].nbytes
+
+
+def test_seconds_calls_once_more_than_it_counts():
+    calls = []
+    durations = bench.seconds(calls.append, 4, lambda: "prepared")
+    assert calls == ["prepared"] * 5
+    assert len(durations) == 4
+    assert durations == sorted(durations)
+
+
+def test_official_shapes_and_no_others():
+    sizes = {name: analyze.parameter_counts(bench.shape(name)) for name in bench.SHAPES}
+    assert sum(sizes["124M"].values()) == 124439808
+    assert sum(sizes["1558M"].values()) == 1557611200
+    with pytest.raises(ValueError, match="no such shape '7B': choose from 124M"):
+        bench.shape("7B")
+
+
+def test_the_command_prints_every_kind_of_row(gpt, tmp_path, capsys):
+    tokenizer = numpygpt.Tokenizer.train(TEXT, 280)
+    numpygpt.save(gpt, tokenizer, tmp_path / "small")
+    words = ["bench", "--model", tmp_path / "small", "--runs", 1, "--json", tmp_path / "b.json"]
+    assert cli.main([str(w) for w in words] + ["--plot", str(tmp_path / "b.png")]) == 0
+    out, _ = capsys.readouterr()
+    rows = {row["work"]: row for row in json.loads((tmp_path / "b.json").read_text("utf-8"))}
+    assert len(rows) == len(out.splitlines())
+    for work in (
+        *("limit: bandwidth", "import numpygpt", "load", "prefill 64", "decode at 128"),
+        *("decode 16 rows, context 128", "training step 4 x 64", "BPE encode", "BPE decode"),
+        *("draft, repetitive prompt, speed-up", "memory, training 4 x 64"),
+    ):
+        assert rows[work]["value"] > 0
+        assert rows[work]["least"] <= rows[work]["value"] <= rows[work]["most"]
+    assert rows["memory, first token"]["ratio"] > 1
+    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_cost_curves_measure_what_they_predict(gpt):
+    panels = bench.cost_curves(gpt, runs=1)
+    assert list(panels) == ["prefill, seconds", "decoding step, seconds", "prefill, bytes"]
+    for panel in panels.values():
+        assert {len(values) for values in panel.values()} == {len(panel["lengths"])}
+        assert (panel["measured"] > 0).all()
+    memory = panels["prefill, bytes"]
+    assert (memory["measured"] >= memory["keys and values"]).all()
