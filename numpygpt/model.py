@@ -345,7 +345,7 @@ def _check_params(config, params):
     ]
     if faults:
         raise ValueError("parameters do not fit the configuration: " + "; ".join(faults))
-    dtypes = sorted({str(np.asarray(value).dtype) for value in params.values()})
+    dtypes = sorted(map(str, {np.asarray(value).dtype for value in params.values()}))
     if dtypes not in (["float32"], ["float64"]):
         raise TypeError(f"parameters must be all float32 or all float64, not {', '.join(dtypes)}")
     return np.dtype(dtypes[0])
