@@ -1,0 +1,517 @@
+"""Text to ids and back: against tiktoken's and tokenizers' ids, and by properties."""
+
+import base64
+import gzip
+import hashlib
+import json
+import random
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from numpygpt import bpe
+from numpygpt.bpe import END_OF_TEXT, STRETCHES, Tokenizer, byte_symbols, pre_tokens
+
+GOLDEN = Path(__file__).parent / "golden"
+NASTY = json.loads(gzip.decompress((GOLDEN / "bpe_nasty.json.gz").read_bytes()))
+PUBLISHED = json.loads((GOLDEN / "bpe_published.json").read_text(encoding="utf-8"))
+LONG = json.loads((GOLDEN / "bpe_long.json").read_text(encoding="utf-8"))
+FOREIGN = json.loads((GOLDEN / "bpe_foreign.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    return Tokenizer.gpt2()
+
+
+def small(*merges, special=()):
+    """A vocabulary of the bytes and these merges, given as "left right"."""
+    pairs = [tuple(merge.split(" ")) for merge in merges]
+    joined = list(dict.fromkeys(map("".join, pairs)))
+    return Tokenizer([*byte_symbols().values(), *joined, *special], pairs, special)
+
+
+def plainly_merged(tokenizer, data):
+    """GPT-2's own procedure: the lowest pair, wherever it occurs from the left; then again."""
+    symbols = byte_symbols()
+    row = [symbols[byte] for byte in data]
+    ranks = {pair: rank for rank, pair in enumerate(tokenizer.merges)}
+    while pairs := ranks.keys() & set(pairwise(row)):
+        lowest, result = min(pairs, key=ranks.get), []
+        while row:
+            n = 2 if tuple(row[:2]) == lowest else 1
+            result.append("".join(row[:n]))
+            row = row[n:]
+        row = result
+    return [tokenizer.tokens.index(symbol) for symbol in row]
+
+
+# The official vocabulary
+
+
+def test_official_vocabulary_is_the_published_one(gpt2):
+    encoder = json.dumps({token: i for i, token in enumerate(gpt2.tokens)})  # as encoder.json
+    ranks = b"".join(  # as tiktoken's r50k_base.tiktoken
+        base64.b64encode(gpt2.decode_bytes([i])) + b" %d\n" % i for i in range(50256)
+    )
+    assert hashlib.sha256(encoder.encode()).hexdigest() == (
+        "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+    )
+    assert hashlib.sha256(ranks).hexdigest() == (
+        "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+    )
+    assert (gpt2.n_vocab, gpt2.eot, gpt2.special) == (50257, 50256, {END_OF_TEXT: 50256})
+
+
+def test_shipped_merges_are_the_official_file():
+    data = (Path(bpe.__file__).parent / "vocab" / "vocab.bpe").read_bytes()
+    assert hashlib.sha256(data).hexdigest() == (
+        "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+    )
+
+
+# Encoding, against other implementations
+
+
+@pytest.mark.parametrize("remember", [True, False])
+def test_nasty_texts_have_the_ids_of_tiktoken_and_tokenizers(gpt2, remember, monkeypatch):
+    assert len(NASTY) >= 1000
+    if not remember:
+        monkeypatch.setattr(bpe, "CACHE_SIZE", 0)
+    for text, plain, *with_special in NASTY:
+        assert gpt2.encode(text) == plain, text
+        special = with_special[0] if with_special else plain
+        assert gpt2.encode(text, allowed_special={END_OF_TEXT}) == special, text
+
+
+def test_nasty_texts_come_back(gpt2):
+    for text, plain, *_ in NASTY:
+        whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        assert gpt2.decode(plain) == whole
+        assert gpt2.decode_bytes(plain) == whole.encode("utf-8")
+
+
+@pytest.mark.parametrize("example", PUBLISHED, ids=lambda e: f"{e['source']}-{e['ids'][:3]}")
+def test_published_examples(gpt2, example):
+    assert gpt2.encode(example["text"], allowed_special=gpt2.special) == example["ids"]
+    assert gpt2.decode(example["ids"]) == example["text"]
+
+
+@pytest.mark.parametrize("case", LONG, ids=lambda case: case["name"])
+def test_long_words_have_the_ids_of_tiktoken(gpt2, case):
+    text = long_word(case["alphabet"], case["n"])
+    ids = gpt2.encode(text)
+    assert len(ids) == case["n_ids"]
+    assert hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest() == case["sha256"]
+
+
+def long_word(alphabet, n):
+    """The same in every version of Python, unlike random.choices."""
+    data = hashlib.shake_256(alphabet.encode("utf-8")).digest(n)
+    return "".join(alphabet[byte % len(alphabet)] for byte in data)
+
+
+def test_foreign_vocabulary_has_the_ids_of_tokenizers(tmp_path):
+    tokenizer = Tokenizer.read(foreign_folder(tmp_path))
+    assert tokenizer.special == {"<s>": 0, END_OF_TEXT: 1}  # here they come first
+    for text, ids in zip(FOREIGN["texts"], FOREIGN["ids"], strict=True):
+        assert tokenizer.encode(text) == ids
+        assert tokenizer.decode(ids) == text
+
+
+def foreign_folder(path, vocab="vocab.json", merges="merges.txt"):
+    (path / vocab).write_text(json.dumps(FOREIGN["vocab"]), encoding="utf-8")
+    lines = ["#version: 0.2", *map(" ".join, FOREIGN["merges"])]
+    (path / merges).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+# Encoding, by its properties
+
+
+def test_special_tokens_are_text_unless_allowed(gpt2):
+    text = f"a{END_OF_TEXT}{END_OF_TEXT}\n"
+    assert gpt2.encode(text)[:3] == [64, 27, 91]
+    assert gpt2.encode(text, allowed_special={END_OF_TEXT}) == [64, 50256, 50256, 198]
+    assert gpt2.encode(text, allowed_special=[]) == gpt2.encode(text)
+
+
+def test_the_longest_allowed_special_token_wins():
+    tokenizer = small("a b", special=["<s>", "<s><s>", "[PAD]"])
+    assert tokenizer.encode("<s><s>ab[PAD]", allowed_special=["<s>", "<s><s>"])[:2] == [258, 256]
+    assert tokenizer.encode("<s><s>ab[PAD]", allowed_special=tokenizer.special) == [258, 256, 259]
+    assert tokenizer.eot is None
+
+
+def test_surrogates(gpt2):
+    assert gpt2.encode("a\ud800b") == gpt2.encode("a\ufffdb")
+    assert gpt2.encode("\ud83d\ude00") == gpt2.encode("\U0001f600")
+
+
+def test_stretches_are_cut_where_the_pattern_cuts():
+    characters = [*map(chr, [*range(0xD800), *range(0xE000, 0x11000), *range(0x1D400, 0x1FB00)])]
+    text = "".join(f"a{c}1{c}! {c} '{c}s {c}\t{c}{c} .{c}" for c in characters)
+    assert [p for stretch in STRETCHES.findall(text) for p in pre_tokens(stretch)] == (
+        pre_tokens(text)
+    )
+    for text, *_ in NASTY:
+        assert [p for s in STRETCHES.findall(text) for p in pre_tokens(s)] == pre_tokens(text)
+        assert all(pre_tokens(s) == [s] for s in STRETCHES.findall(text) if s.isascii())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_vocabulary_merges_as_gpt2_does(seed):
+    """Random merges, so that many tokens can never be reached, unlike in a learned vocabulary."""
+    rng = random.Random(seed)
+    symbols, merges = list("abc"), []
+    for _ in range(60):
+        left, right = rng.choices(symbols, k=2)
+        if left + right not in symbols and len(left + right) < 9:
+            symbols.append(left + right)
+            merges.append(f"{left} {right}")
+    tokenizer = small(*merges)
+    words = [*symbols, *("".join(rng.choices("abc", k=k)) for k in range(1, 90))]
+    for word in words:
+        assert tokenizer.encode(word) == plainly_merged(tokenizer, word.encode()), word
+        assert tokenizer._merge(word.encode())[0] == tokenizer._merge_short(word.encode())
+
+
+def test_a_token_that_merging_never_reaches_is_not_used():
+    tokenizer = small("a b", "b c", "a bc")
+    assert tokenizer.encode("abc") == [256, 66]
+    assert tokenizer.encode("bc") == [257]
+
+
+def test_a_token_may_be_made_in_two_ways():
+    tokenizer = small("b c", "a b", "ab c", "a bc", "abc d")
+    assert tokenizer.encode("abcd") == plainly_merged(tokenizer, b"abcd") == [259]
+    tokenizer = small("a b", "b c", "c d", "ab c", "a bc", "abc d")
+    assert tokenizer.encode("abcd") == plainly_merged(tokenizer, b"abcd") == [256, 258]
+
+
+def test_all_official_tokens_spell_themselves(gpt2):
+    assert sorted(gpt2._whole.values()) == list(range(50256))
+    for i in random.Random(3).sample(range(50256), 2000):
+        assert gpt2._merge(gpt2.decode_bytes([i]))[0] == [i]
+
+
+@pytest.mark.parametrize("alphabet", ["a", "abcdefghijklmnopqrstuvwxyz", "ab", "é"])
+def test_work_grows_with_the_length_and_not_with_its_square(alphabet, monkeypatch):
+    """Counted, not timed: pairs looked up, and no long word handed to the plain search."""
+    lookups, short = [], []
+
+    class Counting(dict):
+        def get(self, key, default=None):
+            lookups.append(key)
+            return dict.get(self, key, default)
+
+    tokenizer = Tokenizer.gpt2()
+    tokenizer._ranks = Counting(tokenizer._ranks)
+    monkeypatch.setattr(Tokenizer, "_merge_short", lambda self, data: short.append(data))
+    counts = {}
+    for n in (2_000, 20_000):
+        lookups.clear()
+        tokenizer.encode(long_word(alphabet, n))
+        counts[n] = len(lookups)
+    assert not short
+    assert counts[20_000] < 10.3 * counts[2_000]
+    assert counts[20_000] < 6 * len(long_word(alphabet, 20_000).encode())
+
+
+def test_the_cache_is_bounded(monkeypatch):
+    monkeypatch.setattr(bpe, "CACHE_SIZE", 3000)
+    tokenizer, fresh = small("a b", "ab a"), small("a b", "ab a")
+    rng = random.Random(5)
+    largest = 0
+    for _ in range(60):
+        text = " ".join("".join(rng.choices("abé", k=rng.randint(1, 70))) for _ in range(20))
+        expected = [i for word in pre_tokens(text) for i in fresh._merge(word.encode())[0]]
+        assert tokenizer.encode(text) == expected
+        size = sum(len(word) + 16 for word in tokenizer._cache)
+        assert size == tokenizer._cached <= 3000
+        largest = max(largest, size)
+    assert largest > 1000
+
+
+@pytest.mark.parametrize("text", [b"bytes", None, 3, ["a"], np.array("a")])
+def test_only_str_is_encoded(gpt2, text):
+    with pytest.raises(TypeError, match="The text must be a str, not "):
+        gpt2.encode(text)
+
+
+def test_wrong_special_tokens_are_refused(gpt2):
+    with pytest.raises(TypeError, match="allowed_special must be a set of tokens"):
+        gpt2.encode("a", allowed_special=END_OF_TEXT)
+    with pytest.raises(ValueError, match="'<pad>'.* are no special tokens here"):
+        gpt2.encode("a", allowed_special={"<pad>"})
+
+
+# Decoding
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [15496, 995],
+        (15496, 995),
+        iter([15496, 995]),
+        np.array([15496, 995]),
+        np.array([15496, 995], dtype=np.uint16),
+        [np.int64(15496), np.uint16(995)],
+    ],
+)
+def test_ids_may_be_any_integers(gpt2, ids):
+    assert gpt2.decode(ids) == "Hello world"
+
+
+def test_no_ids_are_no_text(gpt2):
+    assert gpt2.encode("") == [] and gpt2.decode([]) == "" and gpt2.show_work("") == []
+    assert list(gpt2.decode_stream([])) == []
+
+
+@pytest.mark.parametrize("wrong", [50257, -1, 10**30, np.int64(-50257)])
+def test_ids_that_do_not_exist(gpt2, wrong):
+    with pytest.raises(ValueError, match=rf"id {wrong} at position 2 does not exist.*0 to 50256"):
+        gpt2.decode([15496, 995, wrong])
+    with pytest.raises(ValueError, match=rf"id {wrong} at position 2"):
+        list(gpt2.decode_stream([15496, 995, wrong]))
+
+
+@pytest.mark.parametrize("wrong", [True, 1.0, "a", None, np.float32(1), np.bool_(True), [1]])
+def test_ids_that_are_no_integers(gpt2, wrong):
+    with pytest.raises(TypeError, match="at position 1 is no id"):
+        gpt2.decode([15496, wrong])
+
+
+@pytest.mark.parametrize("wrong", ["text", b"bytes", 15496, None, np.array(3)])
+def test_ids_that_are_no_list(gpt2, wrong):
+    with pytest.raises(TypeError, match="ids must be a list or an array"):
+        gpt2.decode(wrong)
+
+
+def test_stream_keeps_characters_whole(gpt2):
+    ids = [31373, 50169, 233, 995]
+    assert list(gpt2.decode_stream(ids)) == ["hello", " ", "👋", " world"]
+    assert list(gpt2.decode_stream(ids[:2])) == ["hello", " ", "\ufffd"]
+    for text, plain, *_ in NASTY:
+        pieces = list(gpt2.decode_stream(iter(plain)))
+        assert len(pieces) == len(plain)
+        assert "".join(pieces) == gpt2.decode(plain)
+        assert "\ufffd" not in "".join(pieces) or "\ufffd" in text or not text.isprintable()
+
+
+def test_stream_loses_nothing(gpt2):
+    rng = random.Random(11)
+    bytes_only = [i for i in range(256) if gpt2.decode_bytes([i])[0] >= 0x80]
+    for n in range(200):
+        ids = rng.choices([rng.randrange(50257), *bytes_only], k=1 + n % 23)
+        assert "".join(gpt2.decode_stream(ids)) == gpt2.decode(ids)
+
+
+# Showing the work
+
+
+def test_work_of_a_small_vocabulary():
+    tokenizer = small("l o", "Ġ lo", "lo w")
+    assert tokenizer.show_work("low lo") == [
+        {
+            "text": "low",
+            "bytes": b"low",
+            "merges": [
+                {"rank": 0, "pair": ("l", "o"), "at": 0},
+                {"rank": 2, "pair": ("lo", "w"), "at": 0},
+            ],
+            "ids": [258],
+            "tokens": ["low"],
+        },
+        {
+            "text": " lo",
+            "bytes": b" lo",
+            "merges": [
+                {"rank": 0, "pair": ("l", "o"), "at": 1},
+                {"rank": 1, "pair": ("Ġ", "lo"), "at": 0},
+            ],
+            "ids": [257],
+            "tokens": ["Ġlo"],
+        },
+    ]
+
+
+def test_work_shows_special_tokens_whole(gpt2):
+    work = gpt2.show_work(f"a{END_OF_TEXT}", allowed_special={END_OF_TEXT})
+    assert [word["ids"] for word in work] == [[64], [50256]]
+    assert work[1]["merges"] == [] and work[1]["bytes"] == END_OF_TEXT.encode()
+
+
+def test_work_leads_to_the_ids(gpt2):
+    symbols = byte_symbols()
+    for text, plain, *_ in NASTY:
+        work = gpt2.show_work(text)
+        assert [i for word in work for i in word["ids"]] == plain
+        for word in work:
+            row = {at: symbols[byte] for at, byte in enumerate(word["bytes"])}
+            for merge in word["merges"]:
+                left, right = merge["pair"]
+                assert row[merge["at"]] == left and gpt2.merges[merge["rank"]] == (left, right)
+                assert row.pop(min(at for at in row if at > merge["at"])) == right
+                row[merge["at"]] = left + right
+            assert list(row.values()) == word["tokens"] == [gpt2.tokens[i] for i in word["ids"]]
+
+
+# Learning
+
+
+def test_learning_a_small_text():
+    # Pre-tokens: "low" once, " low" twice, " lower" once. l o: 4, o w: 4; the smaller ids first.
+    tokenizer = Tokenizer.train("low low low lower", n_vocab=261)
+    assert tokenizer.merges == [("l", "o"), ("lo", "w"), ("Ġ", "low"), ("e", "r")]
+    assert tokenizer.tokens[256:] == ["lo", "low", "Ġlow", "er", END_OF_TEXT]
+    assert tokenizer.encode("low lower") == [257, 258, 259]
+
+
+def test_learning_gives_the_merges_of_tokenizers():
+    learned = Tokenizer.train(f"\n{END_OF_TEXT}\n".join(FOREIGN["lines"]), n_vocab=599)
+    merges = [tuple(pair) for pair in FOREIGN["merges"]]
+    assert len(merges) == 342 and learned.merges == merges
+
+
+def test_documents_are_learned_from_one_by_one():
+    text = f"ab\n{END_OF_TEXT}\nab\n{END_OF_TEXT}\n"
+    assert Tokenizer.train(text, n_vocab=258).merges == [("a", "b")]
+    with pytest.raises(ValueError, match="has pairs for 1 merges, not for 2"):
+        Tokenizer.train(text, n_vocab=259)
+    inside = f"ab {END_OF_TEXT}"  # not alone on its line: text like any other
+    assert len(Tokenizer.train(inside, n_vocab=260).merges) == 3
+
+
+def test_no_token_is_learned_twice_and_all_spell_themselves():
+    rng = random.Random(2)
+    text = " ".join("".join(rng.choices("ab", k=rng.randint(1, 12))) for _ in range(900))
+    tokenizer = Tokenizer.train(text, n_vocab=700, special="<end>")
+    assert len(set(tokenizer.tokens)) == 700
+    assert tokenizer.special == {"<end>": 699} and tokenizer.eot is None
+    for i in range(699):
+        assert tokenizer._merge(tokenizer.decode_bytes([i]))[0] == [i]
+    assert sorted(tokenizer._whole.values()) == list(range(699))
+
+
+def test_what_cannot_be_learned():
+    with pytest.raises(ValueError, match="n_vocab is 256, but 256 bytes"):
+        Tokenizer.train("text", n_vocab=256)
+    with pytest.raises(ValueError, match="'the' is missing, or not <...>"):
+        Tokenizer.train("text", n_vocab=257, special="the")
+    with pytest.raises(TypeError, match="must be a str, not bytes"):
+        Tokenizer.train(b"text", n_vocab=257)
+    assert Tokenizer.train("", n_vocab=257).encode("hi") == [71, 72]
+
+
+# Files
+
+
+def test_written_files_are_read_back(gpt2, tmp_path):
+    learned = Tokenizer.train("one fish two fish, é", n_vocab=264)
+    for number, tokenizer in enumerate([gpt2, learned, small(special=["<a>", "[b]"])]):
+        folder = tmp_path / "new" / str(number)
+        tokenizer.write(folder)
+        again = Tokenizer.read(folder)
+        assert again.tokens == tokenizer.tokens and again.merges == tokenizer.merges
+        assert again.special == tokenizer.special
+        assert sorted(path.name for path in folder.iterdir()) == ["merges.txt", "vocab.json"]
+        assert (folder / "merges.txt").read_bytes().startswith(b"#version: 0.2\n")
+
+
+def test_both_pairs_of_names_and_both_line_ends_are_read(tmp_path):
+    foreign_folder(tmp_path, "encoder.json", "vocab.bpe")
+    path = tmp_path / "vocab.bpe"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    tokenizer = Tokenizer.read(str(tmp_path))
+    assert tokenizer.encode(FOREIGN["texts"][3]) == FOREIGN["ids"][3]
+
+
+def test_an_interrupted_write_leaves_the_old_files(tmp_path, monkeypatch):
+    small("a b").write(tmp_path)
+
+    calls = []
+
+    def interrupted(source, target):
+        calls.append("replace")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bpe.os, "fsync", lambda descriptor: calls.append("fsync"))
+    monkeypatch.setattr(bpe.os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        small("c d").write(tmp_path)
+    assert calls == ["fsync", "replace"]
+    assert Tokenizer.read(tmp_path).merges == [("a", "b")]
+
+
+def vocab_with(**changes):
+    vocab = {**FOREIGN["vocab"], **changes}
+    return json.dumps({token: i for token, i in vocab.items() if i != "gone"})
+
+
+MERGES = "\n".join(["#version: 0.2", *map(" ".join, FOREIGN["merges"])]) + "\n"
+DAMAGED = {
+    "empty vocab": ("vocab.json", "", "is not a JSON file"),
+    "cut vocab": ("vocab.json", vocab_with()[:-30], "is not a JSON file"),
+    "zeros": ("vocab.json", "\0" * 500, "is not a JSON file"),
+    "deep": ("vocab.json", "[" * 100_000, "is not a JSON file"),
+    "list": ("vocab.json", '["a", "b"]', "is not a JSON object of tokens"),
+    "empty list": ("vocab.json", "[]", "lacks the byte symbols"),
+    "number": ("vocab.json", "12", "is not a JSON object of tokens"),
+    "no tokens": ("vocab.json", "{}", "lacks the byte symbols"),
+    "id twice": ("vocab.json", vocab_with(a=1), "or is given twice"),
+    "gap": ("vocab.json", vocab_with(zz=601), "not one of 0 to 600"),
+    "negative id": ("vocab.json", vocab_with(a=-1), "id -1 of 'a'"),
+    "float id": ("vocab.json", vocab_with(a=3.0), "id 3.0 of 'a'"),
+    "true id": ("vocab.json", vocab_with(a=True), "id True of 'a'"),
+    "huge id": ("vocab.json", vocab_with(a="x").replace('"x"', "9" * 5000), "JSON file|not one of"),
+    "token twice": (
+        "vocab.json",
+        vocab_with()[:-1] + ', "a": 600}',
+        "token 'a' is in the .* twice",
+    ),
+    "unmade token": ("vocab.json", vocab_with(zz=600), r"'zz' \(id 600\) is neither a byte"),
+    "surrogate": ("vocab.json", vocab_with(**{"<\ud800>": 600}), "do not fit"),
+    "cut merges": ("merges.txt", MERGES[: MERGES.rindex(" ")], "line 343: expected two"),
+    "fewer merges": ("merges.txt", "\n".join(MERGES.split("\n")[:-9]), "are merges missing"),
+    "no merges": ("merges.txt", "", "line 1: expected two symbols"),
+    "three symbols": ("merges.txt", MERGES + "a b c\n", "line 344: expected two .*'a b c'"),
+    "blank line": ("merges.txt", "#version: 0.2\n\n" + MERGES[14:], "line 2: expected two"),
+    "NUL": ("merges.txt", MERGES + "a \0\n", r"Merge 343 .* joins '\\x00'"),
+    "unknown symbol": ("merges.txt", MERGES + "a 日\n", "Merge 343 .* joins '日'"),
+    "unknown result": ("merges.txt", MERGES + "z z\n", "Merge 343 makes 'zz'"),
+    "merge twice": ("merges.txt", MERGES + MERGES.split("\n")[1] + "\n", "for a second time"),
+    "backwards": (
+        "merges.txt",
+        "\n".join(["#version: 0.2", *MERGES.split("\n")[-2:0:-1]]),
+        "nor made by an earlier merge",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_files_are_refused(name, tmp_path):
+    file, content, sentence = DAMAGED[name]
+    (foreign_folder(tmp_path) / file).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=sentence) as caught:
+        Tokenizer.read(tmp_path)
+    assert type(caught.value) is ValueError
+
+
+@pytest.mark.parametrize("file", ["vocab.json", "merges.txt"])
+def test_files_that_are_not_utf8_are_refused(file, tmp_path):
+    (foreign_folder(tmp_path) / file).write_bytes(b'{"\xff": 0}')
+    with pytest.raises(ValueError, match=f"{file} is not a .* in UTF-8"):
+        Tokenizer.read(tmp_path)
+
+
+def test_missing_files_are_named(tmp_path):
+    for folder in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(ValueError, match="it needs vocab.json and merges.txt, or"):
+            Tokenizer.read(folder)
+    (foreign_folder(tmp_path) / "merges.txt").unlink()
+    with pytest.raises(ValueError, match="There is no vocabulary in"):
+        Tokenizer.read(tmp_path)
