@@ -13,9 +13,11 @@ def stream_nats(model, ids, stride: int | None = None, batch: int = 8):
     Protocol: windows of n_ctx tokens, each `stride` further than the last (n_ctx if None). A token
     is counted once, in the first window that predicts it; so with stride < n_ctx every token
     outside the first window is predicted from at least n_ctx - stride + 1 tokens, which costs
-    n_ctx / stride as much.
+    n_ctx / stride as much. Raises ValueError for fewer than two ids and for other strides.
     """
     ids = np.asarray(ids)
+    if len(ids) < 2:
+        raise ValueError("a loss needs at least two tokens: one to predict another from")
     n_ctx = model.config.n_ctx
     stride = n_ctx if stride is None else stride
     if not 1 <= stride <= n_ctx:
@@ -105,10 +107,10 @@ def hellaswag(model, tokenizer, items: Iterable[dict]) -> dict:
     """HellaSwag, which of four endings follows, in the completion style of llm.c and build-nanogpt.
 
     Protocol: items are lines of the published JSON with `ctx`, `endings` and `label`; context =
-    encode(ctx), nothing before it; each ending = encode(" " + ending). accuracy: the ending with the
-    smallest sum of -ln p is right; accuracy_norm: the one with the smallest mean per token.
-    EleutherAI's harness cleans the texts and divides by characters instead, hence its other numbers
-    (28.92 and 31.14 % where this protocol has 28.59 and 29.55 for 124M).
+    encode(ctx), nothing before it; each ending = encode(" " + ending). accuracy: the ending with
+    the smallest sum of -ln p is right; accuracy_norm: the one with the smallest mean per token.
+    EleutherAI's harness has other numbers (28.92 and 31.14 % where this protocol has 28.59 and
+    29.55 for 124M), as it prepares the texts and normalises in its own way.
 
     Returns accuracy, accuracy_norm and items (their number).
     """
@@ -128,10 +130,10 @@ def hellaswag(model, tokenizer, items: Iterable[dict]) -> dict:
 def windows_perplexity(model, ids, stride: int) -> float:
     """Perplexity as the documentation of transformers computes it, for comparing with its numbers.
 
-    Protocol: windows ids[begin : begin + n_ctx], begin = 0, stride, 2 stride, ...; of each only what
-    no window before held is counted, and never the window's first token. exp of the mean of the
-    windows' mean losses, weighted by (tokens counted anew) - 1. With stride = n_ctx the first token
-    of every window is left out; `stream_nats` leaves out the text's first token alone.
+    Protocol: windows ids[begin : begin + n_ctx], begin = 0, stride, 2 stride, ...; of each only
+    what no window before held is counted, and never the window's first token. exp of the mean of
+    the windows' mean losses, weighted by (tokens counted anew) - 1. With stride = n_ctx the first
+    token of every window is left out; `stream_nats` leaves out the text's first token alone.
     """
     ids, n_ctx = np.asarray(ids), model.config.n_ctx
     if not 1 <= stride <= n_ctx:
