@@ -4,7 +4,8 @@
     model, tokenizer = numpygpt.load("tales")
     logits, _ = model.forward(tokenizer.encode("Once upon a time"))
 
-`import numpygpt` loads nothing, not even NumPy: each name below is fetched when it is first used.
+`import numpygpt` loads nothing, not even NumPy: each name below, and each file as
+`numpygpt.trace`, is fetched when it is used.
 """
 
 import importlib
@@ -22,10 +23,6 @@ PUBLIC = {
     "init": "model",
     "CheckpointError": "formats",
 }
-FILES = (
-    "ops model bpe sample data optim train evaluate trace mistakes diagnose grade analyze measure plot"
-    " formats checkpoint download pretrained published cli"
-).split()
 
 __all__ = list(PUBLIC)
 
@@ -33,10 +30,16 @@ __all__ = list(PUBLIC)
 def __getattr__(name):
     if name in PUBLIC:
         return getattr(importlib.import_module(f"numpygpt.{PUBLIC[name]}"), name)
-    if name in FILES:
+    try:
         return importlib.import_module(f"numpygpt.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"numpygpt.{name}":  # the file is there, but lacks a package
+            raise
     raise AttributeError(f"numpygpt has no {name!r}: it has {', '.join(__dir__())}")
 
 
 def __dir__():
-    return [*PUBLIC, *FILES, "__version__"]
+    import pkgutil  # takes longer to import than all of the above
+
+    files = [file.name for file in pkgutil.iter_modules(__path__) if file.name != "__main__"]
+    return [*PUBLIC, *files, "__version__"]

@@ -194,7 +194,7 @@ def _one_dtype(params, source):
     """All float64 if any is, all float32 otherwise; what is so already is not copied."""
     kinds = {name: array.dtype for name, array in params.items()}
     foreign = [f"{n} is {d}" for n, d in kinds.items() if d.kind != "f" or d.itemsize > 8]
-    _raise_all(f"{source} should hold floating-point numbers", {"but": foreign})
+    _raise_all(f"{source} should hold floating-point numbers", {"of another kind": foreign})
     dtype = np.float64 if any(d.itemsize == 8 for d in kinds.values()) else np.float32
     return {name: np.asarray(array, dtype) for name, array in params.items()}
 
@@ -338,13 +338,8 @@ def save(model: GPT2, tokenizer: Tokenizer, folder: str | os.PathLike, dtype=Non
     Raises ValueError where tokenizer, dtype or folder do not fit.
     """
     folder = Path(folder)
+    check_target(folder)
     _fit_vocabulary(model.config, tokenizer.n_vocab, "what is to be saved")
-    stale = [name for name in STALE if (folder / name).exists()]
-    if stale:
-        raise ValueError(
-            f"{folder} holds {' and '.join(stale)}, which transformers would read before what is "
-            "saved there: choose another folder, or remove it first"
-        )
     params = _narrow(model.params, np.dtype(model.dtype if dtype is None else dtype))
     config = _config_fields(model.config, "lm_head.weight" not in params, tokenizer.eot, params)
     names = {n: n if n == "lm_head.weight" else f"transformer.{n}" for n in params}
@@ -363,6 +358,16 @@ def save(model: GPT2, tokenizer: Tokenizer, folder: str | os.PathLike, dtype=Non
             os.replace(staging / name, folder / name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_target(folder: Path) -> None:
+    """Raises ValueError, as `save` does, for a folder with files that would hide what it writes."""
+    stale = [name for name in STALE if (folder / name).exists()]
+    if stale:
+        raise ValueError(
+            f"{folder} holds {' and '.join(stale)}, which transformers would read before what is "
+            "saved there: choose another folder, or remove it first"
+        )
 
 
 def _narrow(params, dtype):

@@ -5,28 +5,42 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import os
 import signal
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
+# NumPy and the rooms are imported by the commands, inside `main`'s try: so Ctrl-C is quiet from the
+# first moment, and `numpygpt --help` does not wait for them.
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return its exit status: 0 done, 1 the work failed, 2 misuse."""
     args = _parser().parse_args(argv)
+    if hasattr(sys.stdout, "reconfigure"):  # a console that lacks a character shows ?, and goes on
+        sys.stdout.reconfigure(errors="replace")
     try:
-        return args.run(args) or 0
+        status = args.run(args) or 0
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `| head -1`: nobody reads on, so there is nobody to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
-    except (ValueError, TypeError, OSError, ArithmeticError) as error:
+    except (ValueError, TypeError, OSError, ArithmeticError, MemoryError) as error:
+        if isinstance(error, OSError):
+            _drop_output()
         _say(f"numpygpt: {_sentence(error)}")
         return _status(error)
+
+
+def _drop_output():
+    """What is still to be written goes nowhere: Python would try again at its end, and complain."""
+    with contextlib.suppress(OSError, ValueError):  # a stdout that is no file, in tests
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _sentence(error):
@@ -34,27 +48,32 @@ def _sentence(error):
         return f"the text is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start})"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror}: {error.filename}"
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory for this: {error}"
     return " ".join(str(error).split())
 
 
 def _status(error):
     from .formats import CheckpointError
 
-    misuse = isinstance(error, ValueError | TypeError | FileNotFoundError | IsADirectoryError)
+    paths = FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError
+    misuse = isinstance(error, (ValueError, TypeError, *paths))
     return 2 if misuse and not isinstance(error, CheckpointError) else 1
 
 
 def _say(text):
-    print(text, file=sys.stderr, flush=True)
+    """A line on stderr; a training run goes on when nobody reads it any more."""
+    with contextlib.suppress(BrokenPipeError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _text(argument, what):
     """A text given as an argument, or on standard input where there is none or it is `-`."""
     if argument not in (None, "-"):
         return argument
-    if argument is None and sys.stdin.isatty():
+    if sys.stdin is None or (argument is None and sys.stdin.isatty()):
         raise ValueError(f"give {what} as an argument or on standard input")
-    return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+    return sys.stdin.buffer.read().decode("utf-8")
 
 
 # ---- generate -----------------------------------------------------------------------------------
@@ -62,13 +81,14 @@ def _text(argument, what):
 
 def generate_command(args):
     """Continue a prompt; the text goes to standard output as it is made."""
+    import numpy as np
+
     import numpygpt
 
-    prompt = _text(args.prompt, "a prompt")
+    # the newline that ends a line of input is the shell's, and would end a paragraph of the tale
+    prompt = _text(args.prompt, "a prompt").removesuffix("\n")
     model, tokenizer = _load(args.model)
     seed = np.random.SeedSequence().entropy % 2**32 if args.seed is None else args.seed
-    size = sum(p.size for p in model.params.values())
-    _say(f"model {args.model}, {size:,} parameters, seed {seed}")
     end = [] if tokenizer.eot is None else [tokenizer.eot]
     steps = numpygpt.generate(
         model,
@@ -83,6 +103,8 @@ def generate_command(args):
         rng=np.random.default_rng(seed),
         at_end="slide" if args.slide else "stop",
     )
+    size = sum(p.size for p in model.params.values())
+    _say(f"model {args.model}, {size:,} parameters, seed {seed}")
     rows = [[] for _ in range(args.num_return_sequences)]
     reasons = []
     start = time.perf_counter()
@@ -182,49 +204,74 @@ def _tokenizer(name):
 
 def train_command(args):
     """Pre-train a GPT-2 on a text, in which a line <|endoftext|> ends each document."""
-    from . import data, model, train
-    from .bpe import Tokenizer
+    import numpy as np
 
+    from . import data, model, train
+
+    settings = _settings(args, train.Settings)
+    config = model.Config(args.n_vocab, args.n_ctx, args.n_embd, args.n_head, args.n_layer)
     texts = data.documents(_read(args.text))
-    out = Path(args.out)
-    if (out / "vocab.json").exists():
-        tokenizer = Tokenizer.read(out)
-    else:
-        _say(f"learning a vocabulary of {args.n_vocab} tokens")
-        tokenizer = Tokenizer.train(f"\n{data.END_OF_TEXT}\n".join(texts), args.n_vocab)
-        tokenizer.write(out)
-    config = model.Config(tokenizer.n_vocab, args.n_ctx, args.n_embd, args.n_head, args.n_layer)
+    held_out = data.documents(_read(args.validation)) if args.validation else []
+    if args.validation and not held_out:
+        raise ValueError(f"{args.validation} holds no text")
+    out = _new_folder(args.out)
+    tokenizer = _vocabulary(out, texts, args.n_vocab)
     gpt = model.GPT2(config, model.init(config, np.random.default_rng(args.seed)))
     ids = data.encode_documents(tokenizer, texts)
-    settings = _settings(args, train.Settings)
     batches = data.stream(ids, args.batch, args.n_ctx, np.random.default_rng([args.seed, 1]))
     _say(f"{len(ids):,} tokens, {sum(p.size for p in gpt.params.values()):,} parameters")
-    held_out = args.validation and data.encode_documents(
-        tokenizer, data.documents(_read(args.validation))
-    )
-    return _run(args, gpt, tokenizer, batches, settings, held_out)
+    validation = data.encode_documents(tokenizer, held_out) if held_out else None
+    return _run(args, gpt, tokenizer, batches, settings, train.digest(ids), validation)
+
+
+def _vocabulary(out, texts, n_vocab):
+    """The vocabulary of an unfinished run, or a new one learned from the texts."""
+    from . import data
+    from .bpe import Tokenizer
+
+    if (out / "merges.txt").exists():  # the second of its two files
+        tokenizer = Tokenizer.read(out)
+        if tokenizer.n_vocab != n_vocab:
+            raise ValueError(
+                f"{out} has a vocabulary of {tokenizer.n_vocab} tokens, not of {n_vocab}: repeat "
+                "--n-vocab, or train into another folder"
+            )
+        return tokenizer
+    _say(f"learning a vocabulary of {n_vocab} tokens")
+    tokenizer = Tokenizer.train(f"\n{data.END_OF_TEXT}\n".join(texts), n_vocab)
+    tokenizer.write(out)
+    return tokenizer
 
 
 def finetune_command(args):
     """Go on training a model on (x, y) pairs, with the loss on y alone."""
+    import numpy as np
+
     from . import data, train
 
+    settings = _settings(args, train.Settings)
+    text = _read(args.pairs)
+    lines = enumerate(text.splitlines(), 1)
+    pairs = [_item(args.pairs, number, line, ["x", "y"]) for number, line in lines]
+    _new_folder(args.out)
     model, tokenizer = _load(args.model)
-    pairs = [_pair(args.pairs, *line) for line in enumerate(_read(args.pairs).splitlines(), 1)]
     batches = data.pair_batches(
-        pairs, tokenizer, args.batch, model.config.n_ctx, np.random.default_rng([args.seed, 1])
+        [(str(pair["x"]), str(pair["y"])) for pair in pairs],
+        tokenizer,
+        args.batch,
+        model.config.n_ctx,
+        np.random.default_rng([args.seed, 1]),
     )
-    return _run(args, model, tokenizer, batches, _settings(args, train.Settings), None)
+    return _run(args, model, tokenizer, batches, settings, train.digest(text), None)
 
 
-def _pair(path, number, line):
-    try:
-        pair = json.loads(line)
-        return str(pair["x"]), str(pair["y"])
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(
-            f'{path}, line {number}: each line must be a JSON object {{"x": "...", "y": "..."}}'
-        ) from None
+def _new_folder(path):
+    from . import checkpoint
+
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.check_target(folder)
+    return folder
 
 
 def _read(path):
@@ -235,50 +282,50 @@ def _settings(args, settings):
     return settings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(settings)})
 
 
-def _run(args, model, tokenizer, batches, settings, held_out):
+def _run(args, model, tokenizer, batches, settings, text, validation):
     """Train, drawing a bar, keeping a log and saving; the same command goes on where it stopped."""
     from tqdm import tqdm
 
-    from . import checkpoint, evaluate, optim, train
+    from . import checkpoint, optim, train
 
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
     state = optim.adam_state(model.params)
     run = out / "training.safetensors"
     if run.exists():
-        state = train.load_run(run, model, settings)
+        state = train.load_run(run, model, settings, text)
         _say(f"going on from step {state.step}")
-    log = train.open_log(out / "training.jsonl", state.step)
     stop = _ctrl_c_ends_the_step()
-    steps = train.train(model, train.skip(batches, state.step), settings, state, args.workers)
+    steps = train.train(model, train.skip(batches, state.step), settings, state)
     bar = tqdm(steps, total=settings.steps, initial=state.step, disable=None, unit="step")
-    try:
+    with train.open_log(out / "training.jsonl", state.step) as log:
         for step in bar:
-            row = dataclasses.asdict(step)
-            last = step.number == settings.steps
-            if held_out is not None and (last or step.number % args.evaluate_every == 0):
-                nats, count = evaluate.stream_nats(model, held_out[: 2**15])
-                row["validation"] = nats / count
-                bar.write(
-                    f"step {step.number}: validation {nats / count:.4f} nats per token", sys.stderr
-                )
+            row, last = dataclasses.asdict(step), step.number == settings.steps
+            bar.set_postfix(loss=f"{step.loss:.4f}", rate=f"{step.tokens_per_second:.0f} tokens/s")
+            if validation is not None and (last or step.number % args.evaluate_every == 0):
+                row["validation"] = _validate(model, validation, step.number, bar)
             log.write(json.dumps(row) + "\n")
-            bar.set_postfix(
-                loss=f"{step.loss:.4f}", tokens_per_second=f"{step.tokens_per_second:.0f}"
-            )
             if last or stop or step.number % args.save_every == 0:
                 log.flush()
-                train.save_run(run, model, state, settings)
+                train.save_run(run, model, state, settings, text)
             if stop:
+                bar.close()
                 _say(
-                    f"stopped at step {step.number} and saved: the same command goes on from there"
+                    f"stopped and saved at step {step.number}: the same command goes on from there"
                 )
                 return 130
-    finally:
-        log.close()
-    checkpoint.save(model, tokenizer, out, dtype=np.float16 if args.half else None)
+    checkpoint.save(model, tokenizer, out, "float16" if args.half else None)
     _say(f"saved the model in {out}")
     return 0
+
+
+def _validate(model, ids, number, bar):
+    """Nats per token of the first 2**15 validation tokens, said on stderr."""
+    from . import evaluate
+
+    nats, count = evaluate.stream_nats(model, ids[: 2**15])
+    with bar.external_write_mode(sys.stderr):
+        _say(f"step {number}: validation {nats / count:.4f} nats per token ({count:,} tokens)")
+    return nats / count
 
 
 def _ctrl_c_ends_the_step():
@@ -433,7 +480,10 @@ def plot_command(args):
 
 
 def _plot_loss(args, plot):
-    rows = [json.loads(line) for line in _read(args.input).splitlines()]
+    if args.input is None:
+        raise ValueError("name the log of a run, its training.jsonl")
+    lines = enumerate(_read(args.input).splitlines(), 1)
+    rows = [_item(args.input, number, line, ["number", "loss"]) for number, line in lines]
     fig, (ax,) = plot.figure(width=7)
     validation = [(row["number"], row["validation"]) for row in rows if "validation" in row]
     plot.loss_curve(
@@ -447,9 +497,7 @@ def _plot_loss(args, plot):
 
 
 def _plot_attention(args, plot):
-    import numpygpt
-
-    model, tokenizer = numpygpt.load(args.model)
+    model, tokenizer = _load(args.model)
     ids = tokenizer.encode(_text(args.input, "a text"))
     _, acts = model.forward(ids, keep="everything")
     name = f"h.{args.layer}.attn.pattern"
@@ -488,9 +536,9 @@ def trace_command(args):
     if args.list:
         print(trace.catalogue())
         return
-    model, tokenizer = _load(args.model)
+    model, tokenizer = _load_for(args.prompt, args.model)
     tokens, pads = _token_rows(args.prompt, args.tokens, tokenizer)
-    model = forward.dtype_of(model, np.dtype(args.dtype))
+    model = forward.as_dtype(model, args.dtype)
     record = model.forward(tokens, pads=pads, keep="everything")[1]
     kept = {n: a for n, a in record.items() if any(fnmatch.fnmatch(n, x) for x in args.names)}
     if not kept:
@@ -545,13 +593,12 @@ def _dumps(args):
 
 def _case(args, theirs, ours, name):
     """What to explain, and the names nobody knows."""
-    from . import checkpoint, diagnose, pretrained, trace
+    import numpy as np
+
+    from . import diagnose, trace
 
     prompts = args.prompt + (args.files if args.logits else [])
-    if prompts:
-        model, tokenizer = _load(name)
-    else:
-        model, tokenizer = checkpoint.load_folder(pretrained.find(name)), None
+    model, tokenizer = _load_for(prompts, name)
     given = {**theirs, **ours}
     ids = next((given[n] for n in ("tokens", "input_ids", "inputs") if n in given), None)
     if prompts or args.tokens:
@@ -570,7 +617,16 @@ def _case(args, theirs, ours, name):
     return diagnose.Case(model, tokens, aligned, pads, chunks), unknown
 
 
+def _load_for(prompts, name):
+    """A model, and the tokenizer if there are prompts: where ids are given, none is needed."""
+    from . import checkpoint, pretrained
+
+    return _load(name) if prompts else (checkpoint.load_folder(pretrained.find(name)), None)
+
+
 def _as_ids(array):
+    import numpy as np
+
     ids = np.atleast_2d(array)
     if not np.array_equal(ids, np.round(ids)):
         raise ValueError("the dump's tokens are no integers")
@@ -586,6 +642,8 @@ def _integers(text, option):
 
 def _token_rows(prompts, rows, tokenizer):
     """Ids (B, T), and the padding at the left of each row, or None if all are equally long."""
+    import numpy as np
+
     ids = [_integers(row, "--tokens") for row in rows] or [tokenizer.encode(p) for p in prompts]
     if not ids or not all(ids):
         raise ValueError("give a prompt that is not empty, or --tokens")
@@ -640,8 +698,8 @@ def _to_verify(args):
         ]
         if not found:
             raise FileNotFoundError(
-                "gpt-nano-sort is not on this machine: run `numpygpt download gpt-nano-sort`, or name "
-                "its folder with --data"
+                "gpt-nano-sort is not on this machine: run `numpygpt download gpt-nano-sort`, or "
+                "name its folder with --data"
             )
         return published.load_nano_sort(found[0]), None, args.model, found[0]
     model, tokenizer = _load(args.model)
@@ -649,6 +707,16 @@ def _to_verify(args):
     if not published.rows(name):
         name = published.official_name(model)
     return model, tokenizer, name, pretrained.find(args.model)
+
+
+def _item(path, number, line, keys):
+    try:
+        item = json.loads(line)
+        if all(key in item for key in keys):
+            return item
+    except (ValueError, TypeError):
+        pass
+    raise ValueError(f"{path}, line {number}: it must be a JSON object with {', '.join(keys)}")
 
 
 def evaluate_command(args):
@@ -664,12 +732,14 @@ def evaluate_command(args):
         ids = data.encode_documents(tokenizer, documents)[: args.limit]
         nats, count = evaluate.stream_nats(model, ids, args.stride)
         results = {"tokens": count, "nats per token": nats / count}
-        results["perplexity per token"] = float(np.exp(nats / count))
+        results["perplexity per token"] = math.exp(nats / count)
         if args.limit is None:
             size = sum(len(document.encode("utf-8")) for document in documents)
             results["bits per byte"] = evaluate.bits_per_byte(nats, size)
     else:
-        items = [json.loads(line) for line in text.splitlines()[: args.limit] if line.strip()]
+        keys = {"lambada": ["text"], "hellaswag": ["ctx", "endings", "label"]}[args.task]
+        lines = list(enumerate(text.splitlines(), 1))[: args.limit]
+        items = [_item(args.file, *line, keys) for line in lines]
         bar = tqdm(items, disable=None, unit="item")
         if args.task == "lambada":
             results = evaluate.lambada(model, tokenizer, (item["text"] for item in bar))
@@ -680,6 +750,29 @@ def evaluate_command(args):
         return
     for name, value in results.items():
         print(f"{name:<24}{value:>12,}" if isinstance(value, int) else f"{name:<24}{value:>12.4f}")
+
+
+# ---- grade --------------------------------------------------------------------------------------
+
+
+def grade_command(args):
+    """Grade a student's functions: exit status 0 for all points, 1 for fewer, 2 for misuse."""
+    import numpygpt
+
+    from . import grade
+
+    if args.starter:
+        grade.write_starter(args.student)
+        _say(f"wrote {args.student}: fill it in and run `numpygpt grade {args.student}`")
+        return 0
+    model, tokenizer = numpygpt.load(args.model)
+    results = grade.grade(
+        args.student, model, tokenizer, args.adapters, args.only, args.seconds, args.memory
+    )
+    print(grade.sheet(results))
+    if args.gradescope:
+        grade.write_gradescope(results, args.gradescope)
+    return int(any(result.score < result.check.points for result in results))
 
 
 # ---- the parser ---------------------------------------------------------------------------------
@@ -719,12 +812,12 @@ def _parser():
     p = command(train_command)
     p.add_argument("text", help="file of text; a line <|endoftext|> ends a document")
     p.add_argument("--validation", help="file of text to report the loss on")
-    p.add_argument("--n-vocab", type=int, default=4096)
-    p.add_argument("--n-ctx", type=int, default=256)
-    p.add_argument("--n-embd", type=int, default=256)
-    p.add_argument("--n-head", type=int, default=4)
-    p.add_argument("--n-layer", type=int, default=6)
-    p.add_argument("--evaluate-every", type=int, default=500)
+    p.add_argument("--n-vocab", type=_positive, default=4096)
+    p.add_argument("--n-ctx", type=_positive, default=256)
+    p.add_argument("--n-embd", type=_positive, default=256)
+    p.add_argument("--n-head", type=_positive, default=4)
+    p.add_argument("--n-layer", type=_positive, default=6)
+    p.add_argument("--evaluate-every", type=_positive, default=500)
     _training_options(p, lr=1e-3)
 
     p = command(finetune_command)
@@ -749,7 +842,7 @@ def _parser():
     p.add_argument("--model", **model)
     p.add_argument("--shape", help="random weights of an official size instead: 124M, 355M, ...")
     p.add_argument(
-        "--runs", type=int, default=5, help="counted runs of each (default: %(default)s)"
+        "--runs", type=_positive, default=5, help="counted runs of each (default: %(default)s)"
     )
     p.add_argument("--vs", choices=["torch"], help="also measure transformers on torch")
     p.add_argument("--json", metavar="FILE", help="also write the table as JSON")
@@ -759,7 +852,7 @@ def _parser():
     p.add_argument("what", choices=["loss", "attention", "cost"])
     p.add_argument("input", nargs="?", help="loss: training.jsonl; attention: a text")
     p.add_argument("-o", "--output", help="picture (default: WHAT.png)")
-    p.add_argument("--tokens-per-step", type=int, default=2048, help="of the run (loss)")
+    p.add_argument("--tokens-per-step", type=_positive, default=2048, help="of the run (loss)")
     p.add_argument("--model", **model)
     p.add_argument("--shape", help="as in bench (cost)")
     p.add_argument("--layer", type=int, default=0)
@@ -794,12 +887,20 @@ def _parser():
     p = command(evaluate_command)
     p.add_argument("file", help='a text, or lines {"text": ...} or {"ctx": ..., "endings": ...}')
     p.add_argument("--model", **model)
-    p.add_argument(
-        "--task", default="perplexity", choices=["perplexity", "lambada", "hellaswag"]
-    )
+    p.add_argument("--task", default="perplexity", choices=["perplexity", "lambada", "hellaswag"])
     p.add_argument("--stride", type=int, help="of perplexity's windows (default: n_ctx)")
-    p.add_argument("--limit", type=int, help="only so many tokens or items")
+    p.add_argument("--limit", type=_positive, help="only so many tokens or items")
     p.add_argument("--json", action="store_true", help="print one JSON object")
+
+    p = command(grade_command)
+    p.add_argument("student", nargs="?", default="student.py", help="(default: %(default)s)")
+    p.add_argument("--starter", action="store_true", help="write a file to begin with, and end")
+    p.add_argument("--adapters", help="file whose names come first; the other is its `student`")
+    p.add_argument("--only", nargs="+", default=[], help="grade these functions alone")
+    p.add_argument("--gradescope", metavar="JSON", help="also write Gradescope's results.json")
+    p.add_argument("--model", **model)
+    p.add_argument("--seconds", type=float, default=10, help="of computing, for each function")
+    p.add_argument("--memory", type=int, default=2048, help="in MiB, for each function")
 
     for p in (parser, *commands.choices.values()):
         p.error = _misuse
@@ -808,8 +909,8 @@ def _parser():
 
 def _training_options(p, lr):
     p.add_argument("--out", required=True, help="folder of the new model; holds an unfinished run")
-    p.add_argument("--steps", type=int, default=1000)
-    p.add_argument("--batch", type=int, default=8)
+    p.add_argument("--steps", type=_positive, default=1000)
+    p.add_argument("--batch", type=_positive, default=8)
     p.add_argument("--lr", type=float, default=lr, help="peak (default: %(default)s)")
     p.add_argument("--floor", type=float, default=0.0, help="learning rate at the end")
     p.add_argument("--warmup", type=int, default=100, help="steps")
@@ -818,9 +919,17 @@ def _training_options(p, lr):
     p.add_argument("--beta2", type=float, default=0.99)
     p.add_argument("--clip", type=float, default=1.0, help="largest global gradient norm")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--workers", type=int, default=1, help="threads that share a batch")
-    p.add_argument("--save-every", type=int, default=200, help="steps")
+    p.add_argument("--workers", type=_positive, default=1, help="threads that share a batch")
+    p.add_argument("--save-every", type=_positive, default=200, help="steps")
     p.add_argument("--half", action="store_true", help="write the model as float16")
+
+
+def _positive(text):
+    """An argparse type: an integer that is at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
 
 
 def _misuse(message):

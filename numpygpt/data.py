@@ -26,12 +26,18 @@ def encode_documents(tokenizer, texts) -> np.ndarray:
 
     It stands first as well, so that the model learns what a document begins with: (N,) int32.
     """
-    end = tokenizer.special[END_OF_TEXT]
+    end = _end(tokenizer)
     ids = [end]
     for text in texts:
         ids += tokenizer.encode(text)
         ids.append(end)
     return np.array(ids, np.int32)
+
+
+def _end(tokenizer):
+    if END_OF_TEXT not in tokenizer.special:
+        raise ValueError(f"the vocabulary has no {END_OF_TEXT}, which must end each document")
+    return tokenizer.special[END_OF_TEXT]
 
 
 def stream(ids, batch: int, length: int, rng: np.random.Generator):
@@ -63,7 +69,7 @@ def pair_batches(pairs, tokenizer, batch: int, length: int, rng: np.random.Gener
     harmless, to the longest row of the batch. Raises ValueError naming a pair that is longer than
     `length` tokens, and when there are fewer pairs than `batch`.
     """
-    end = tokenizer.special[END_OF_TEXT]
+    end = _end(tokenizer)
     rows = []
     for number, (x, y) in enumerate(pairs):
         before, after = tokenizer.encode(x), [*tokenizer.encode(y), end]

@@ -11,7 +11,6 @@ An entry named as a module (`h.3.mlp.c_fc`) is what that module returned; `resid
 and `resid_post` are the residual stream before, between and after a block's two additions.
 """
 
-import dataclasses
 import types
 from dataclasses import dataclass
 
@@ -138,11 +137,9 @@ class GPT2:
 
     def cache(self, batch: int = 1) -> Cache:
         """An empty KV cache for `batch` sequences; `forward(tokens, cache)` fills it."""
-        c = self.config
-        shape = (batch, c.n_head, c.n_ctx, c.n_embd // c.n_head)
+        shapes = _cache_shapes(self.config, batch)
         # np.empty: the operating system gives memory only as positions are written
-        k, v = ([np.empty(shape, self.dtype) for _ in range(c.n_layer)] for _ in range(2))
-        return Cache(k, v)
+        return Cache(*([np.empty(shape, self.dtype) for shape in shapes] for _ in range(2)))
 
     def forward(self, tokens, cache=None, pads=None, keep="nothing", only_last=False):
         """Logits of the next token after each token, and the record of the computation.
@@ -159,7 +156,7 @@ class GPT2:
         vocabulary, positions past n_ctx and shapes that do not fit.
         """
         p, ops, eps = self.params, self.ops, self.config.layer_norm_epsilon
-        tokens, pads = _check_input(self.config, tokens, cache, pads, keep)
+        tokens, pads = _check_input(self, tokens, cache, pads, keep)
         past = cache.length if cache else 0
         positions = ops.positions(past, tokens.shape[1], pads)
         acts = {}
@@ -258,12 +255,12 @@ class GPT2:
         """`_block` from its last line to its first; dx is the gradient of the residual stream."""
         ops, eps = self.ops, self.config.layer_norm_epsilon
         linear, norm = ops.linear_backward, ops.layer_norm_backward
-        dx, dy = ops.residual_backward(dx, None, None)
+        dx, dy = ops.residual_backward(dx)
         dy = undo(linear, dy, h + "mlp.c_proj", acts[h + "mlp.act"])
         dy = ops.gelu_backward(dy, acts[h + "mlp.c_fc"])
         dy = undo(linear, dy, h + "mlp.c_fc", acts[h + "ln_2"])
         dx = dx + undo(norm, dy, h + "ln_2", acts[h + "resid_mid"], eps)
-        dx, dy = ops.residual_backward(dx, None, None)
+        dx, dy = ops.residual_backward(dx)
         dy = undo(linear, dy, h + "attn.c_proj", acts[h + "attn.z"])
         dy = self._attention_backward(dy, *(acts[h + "attn." + x] for x in "qkv"), acts.get("pads"))
         dy = undo(linear, dy, h + "attn.c_attn", acts[h + "ln_1"])
@@ -297,8 +294,8 @@ class GPT2:
         tokens, targets, mask = _check_targets(self.config, tokens, targets, mask)
         logits, acts = self.forward(tokens, keep="backward")
         loss = self.ops.cross_entropy(logits, targets, mask)
-        one = np.ones((), self.dtype)[()]  # dloss/dloss
-        dlogits = self.ops.cross_entropy_backward(one, logits, targets, mask)
+        dloss = self.dtype.type(1)
+        dlogits = self.ops.cross_entropy_backward(dloss, logits, targets, mask)
         return loss, self.backward(dlogits, acts)
 
 
@@ -308,6 +305,12 @@ def _pieces(t, s, whole=False):
     for start in range(0, t, step):
         stop = min(start + step, t)
         yield slice(start, stop), s - t + stop
+
+
+def _cache_shapes(config, batch):
+    """(B, H, n_ctx, D) for every layer."""
+    shape = batch, config.n_head, config.n_ctx, config.n_embd // config.n_head
+    return [shape] * config.n_layer
 
 
 def _append(store, new, length):
@@ -327,6 +330,12 @@ def with_ops(model: GPT2, **replaced) -> GPT2:
         raise ValueError(f"no such operation: {', '.join(unknown)}")
     table = {name: op for name, op in vars(model.ops).items() if not name.startswith("_")}
     return GPT2(model.config, model.params, types.SimpleNamespace(**table | replaced))
+
+
+def as_dtype(model: GPT2, dtype) -> GPT2:
+    """The same model with its parameters as float32 or float64."""
+    params = {name: value.astype(dtype) for name, value in model.params.items()}
+    return GPT2(model.config, params, model.ops)
 
 
 # ---- what is refused, and in which words --------------------------------------------------------
@@ -373,7 +382,8 @@ def _check_ids(ids, what, n_vocab):
     return ids
 
 
-def _check_input(config, tokens, cache, pads, keep):
+def _check_input(model, tokens, cache, pads, keep):
+    config = model.config
     if keep not in ("nothing", "backward", "everything"):
         raise ValueError(f'keep must be "nothing", "backward" or "everything", not {keep!r}')
     tokens = _check_ids(tokens, "tokens", config.n_vocab)
@@ -383,6 +393,9 @@ def _check_input(config, tokens, cache, pads, keep):
         past = cache.length
         if cache.k[0].shape[0] != rows:
             raise ValueError(f"the cache holds {cache.k[0].shape[0]} rows, but tokens have {rows}")
+        same = [k.shape for k in cache.k] == _cache_shapes(config, rows)
+        if not same or cache.k[0].dtype != model.dtype:
+            raise ValueError("the cache is another model's: make it with this one's cache()")
         if keep == "backward":
             raise ValueError(
                 "a backward pass needs the whole sequence in one forward: leave out cache"
@@ -435,9 +448,3 @@ def _check_record(config, acts, dlogits):
     expected = (*acts["tokens"].shape, config.n_vocab)
     if np.shape(dlogits) != expected:
         raise ValueError(f"dlogits have shape {np.shape(dlogits)} instead of {expected}")
-
-
-def dtype_of(model: GPT2, dtype) -> GPT2:
-    """The same model with its parameters as float32 or float64."""
-    params = {name: value.astype(dtype) for name, value in model.params.items()}
-    return GPT2(dataclasses.replace(model.config), params, model.ops)

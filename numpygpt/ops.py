@@ -3,7 +3,8 @@
 A forward takes arrays and returns one new array. Its backward stands under it, takes `dy` (the
 gradient of the loss with respect to what the forward returned) and the same arrays, and returns one
 gradient per array, undoing the forward's numbered steps in reverse. Nothing is changed in place for
-the caller and nothing is remembered between calls.
+the caller and nothing is remembered between calls. (Two have no backward: `positions`, which are
+integers, and `split_qkv`, whose backward is to lay three gradients side by side.)
 
 Letters, used everywhere in this package:
 
@@ -76,8 +77,8 @@ def residual(x, y):
     return x + y
 
 
-def residual_backward(dy, x, y):
-    return dy, dy
+def residual_backward(dy, x=None, y=None):
+    return dy, dy  # whatever x and y were
 
 
 # ---- linear -------------------------------------------------------------------------------------
@@ -95,13 +96,13 @@ def linear(x, w, b):
 
 
 def _product(x, w):
-    """x w for x (R, N), w (N, M)."""
+    """x @ w, no more, for x (R, N), w (N, M); the rest of this function is about few rows."""
     r, m = len(x), w.shape[1] // BLOCK * BLOCK
     if not 1 < r <= FEW_ROWS or m == 0:
         return x @ w
     # One row times w is done at the speed of memory. For more, BLAS first copies w into an order of
-    # its own, which pays off for hundreds of rows, but makes two rows cost three times one. Blocks of
-    # few columns are below the size at which it does so; NumPy multiplies all blocks in one call.
+    # its own, which pays off for hundreds of rows, but makes two rows cost three times one. Blocks
+    # of few columns are below the size at which it does so; NumPy multiplies them all in one call.
     blocks = w[:, :m].reshape(len(w), -1, BLOCK).swapaxes(0, 1)  # (M / BLOCK, N, BLOCK), a view
     y = np.matmul(x, blocks).swapaxes(0, 1).reshape(r, m)
     return y if m == w.shape[1] else np.concatenate((y, x @ w[:, m:]), axis=1)
@@ -355,7 +356,13 @@ def _weighted(logits, targets, mask):
     if not counts.any():
         raise ValueError("the loss mask is 0 everywhere: no token is left to take the mean over")
     weight = (counts / counts.sum()).astype(logits.dtype)
-    return weight, rows, np.where(counts[:, None] != 0, targets, 0)
+    targets = np.where(counts[:, None] != 0, targets, 0)
+    if targets.min() < 0 or targets.max() >= rows.shape[1]:
+        raise ValueError(
+            f"targets lie between {targets.min()} and {targets.max()}, but the logits are for ids "
+            f"0 to {rows.shape[1] - 1}: mask the targets that do not count"
+        )
+    return weight, rows, targets
 
 
 def cross_entropy_backward(dy, logits, targets, mask=None):

@@ -65,7 +65,7 @@ def probabilities(logits, temperature: float = 1.0, top_k: int | None = None, to
 
     logits (..., V) -> (..., V), exactly 0 where a token is forbidden. temperature=0 is greedy: all
     on the largest logit, the lowest id among equals. Raises ValueError for settings out of range,
-    and for logits of which one is NaN or infinity.
+    FloatingPointError for logits of which one is NaN or infinity.
     """
     _check_filters(temperature, top_k, top_p)
     _check_logits(logits)
@@ -74,7 +74,7 @@ def probabilities(logits, temperature: float = 1.0, top_k: int | None = None, to
         np.put_along_axis(p, logits.argmax(-1)[..., None], 1, -1)
         return p
     if temperature != 1:
-        logits = apply_temperature(logits, temperature)
+        logits = apply_temperature(logits, float(temperature))  # a NumPy scalar would change dtype
     if top_k is not None:
         logits = keep_top_k(logits, top_k)
     if top_p is not None:
@@ -146,7 +146,7 @@ def generate(
     count = len(prompts) * num_return_sequences
     if draft is not None and count > 1:
         raise ValueError(f"a draft can serve one row, not {count}: generate them one after another")
-    if rng is not None and not hasattr(rng, "spawn"):
+    if rng is not None and not (hasattr(rng, "spawn") and hasattr(rng, "random")):
         raise TypeError(
             f"rng must be a NumPy Generator such as np.random.default_rng(7), not {rng!r}"
         )
@@ -228,8 +228,8 @@ def _prefill(model, windows):
 def read(model, tokens, cache, pads=None):
     """Logits (B, V) after the last of tokens (B, T), which are read into the cache; None if T is 0.
 
-    A long prompt goes in pieces: each sees the earlier ones through the cache, no score is computed
-    for the masked half to its right, and the activations of one piece stay in the processor's cache.
+    A long prompt goes in pieces: each sees the earlier ones through the cache, so no score is
+    computed for the masked half at its right, and activations stay in the processor's cache.
     """
     logits = None
     for start in range(0, tokens.shape[1], PREFILL):
@@ -266,7 +266,8 @@ def _take(row, ids, ends):
 
 def _stop_test(stop, tokenizer):
     """A function (row, new id) -> whether the row ends with it."""
-    stop = list(stop) if isinstance(stop, Iterable) and not isinstance(stop, str) else [stop]
+    one = isinstance(stop, str | bytes) or not isinstance(stop, Iterable)
+    stop = [stop] if one else list(stop)
     for s in stop:
         if not _is_int(s) and not (isinstance(s, str) and s):
             raise TypeError(f"stop must hold ids and strings that are not empty, not {s!r}")
@@ -466,12 +467,15 @@ def _check_count(name, value, least):
 
 def _check_logits(logits):
     if not np.isfinite(logits.max(-1)).all():  # one NaN makes the maximum NaN
-        raise ValueError(
+        raise FloatingPointError(
             "the model returned logits that are not numbers: its weights or an operation are broken"
         )
 
 
 def _check_filters(temperature, top_k, top_p):
+    for name, value in (("temperature", temperature), ("top_p", 1 if top_p is None else top_p)):
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+            raise TypeError(f"{name} must be a number, not {value!r}")
     if not 0 <= temperature < math.inf:  # NaN fails as well
         raise ValueError(
             f"temperature must be 0 (greedy) or a positive number, not {temperature!r}"
@@ -488,6 +492,8 @@ def _check_prompts(config, prompts, at_end):
         raise ValueError(f'at_end must be "stop" or "slide", not {at_end!r}')
     if isinstance(prompts, str):
         raise TypeError("prompts are ids, not text: encode it with the tokenizer first")
+    if not hasattr(prompts, "__len__"):
+        raise TypeError(f"prompts must be a list of ids, or a list of such lists, not {prompts!r}")
     if len(prompts) == 0 or np.ndim(prompts[0]) == 0:
         prompts = [prompts]
     prompts = [np.asarray(ids) for ids in prompts]

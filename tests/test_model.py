@@ -15,7 +15,7 @@ from golden.models import FULL, SMALL, gap
 
 from numpygpt import model as model_module
 from numpygpt import ops
-from numpygpt.model import GPT2, Config, dtype_of, init, parameter_shapes, with_ops
+from numpygpt.model import GPT2, Config, as_dtype, init, parameter_shapes, with_ops
 
 DTYPES = ("float32", "float64")
 LINE = {"float32": 1e-5, "float64": 1e-12}
@@ -39,12 +39,12 @@ def golden(name):
 
 @functools.cache
 def small(dtype="float32", tied=True):
-    return dtype_of(GPT2(SMALL, models.small(tied)), dtype)
+    return as_dtype(GPT2(SMALL, models.small(tied)), dtype)
 
 
 @functools.cache
 def long(dtype="float64"):
-    return dtype_of(GPT2(LONG, models.weights(LONG, 77, LONG_SCALES)), dtype)
+    return as_dtype(GPT2(LONG, models.weights(LONG, 77, LONG_SCALES)), dtype)
 
 
 @pytest.fixture(scope="module")
@@ -324,7 +324,7 @@ TINY_SCALES = {"wte": 0.7, "wpe": 0.5, "final_gain": 1.0}
 def test_all_gradients_equal_central_differences(tied, pads, monkeypatch):
     monkeypatch.setattr(model_module, "PIECE", 2)  # attention in pieces of 2, 2 and 1
     params = models.weights(TINY, 9, TINY_SCALES, tied)
-    model = dtype_of(GPT2(TINY, params), "float64")
+    model = as_dtype(GPT2(TINY, params), "float64")
     tokens = random_ids(7, 2, 5, n_vocab=TINY.n_vocab)
     weight = np.random.default_rng(8).standard_normal((2, 5, TINY.n_vocab))
     if pads:
@@ -826,7 +826,7 @@ def test_an_unknown_operation_is_refused():
 
 
 def test_another_dtype_is_another_model():
-    double = dtype_of(small(), "float64")
+    double = as_dtype(small(), "float64")
     assert double.dtype == "float64"
     assert double.config == SMALL
     assert small().dtype == "float32"

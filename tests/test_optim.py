@@ -9,7 +9,7 @@ from golden import models
 from golden.models import SMALL, gap, token_ids
 
 from numpygpt import optim
-from numpygpt.model import GPT2, dtype_of
+from numpygpt.model import GPT2, as_dtype
 from numpygpt.optim import adam_state, adamw, clip, decays, global_norm, warmup_cosine
 
 DTYPES = ("float32", "float64")
@@ -53,7 +53,7 @@ def test_ten_steps_on_given_gradients_equal_torch(dtype, tile, monkeypatch):
 @functools.cache
 def ten_steps(dtype):
     """(loss, gradient norm, learning rate) of ten steps on the small model, and its parameters."""
-    model = dtype_of(GPT2(SMALL, models.small()), dtype)
+    model = as_dtype(GPT2(SMALL, models.small()), dtype)
     state, rows = adam_state(model.params), []
     for step in range(STEPS):
         tokens = token_ids(100 + step, (4, 12), SMALL.n_vocab)

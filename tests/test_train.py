@@ -1,5 +1,6 @@
 """The loop: it learns, it can be stopped at any moment, and it never spoils what it has."""
 
+import dataclasses
 import json
 import math
 import signal
@@ -38,11 +39,12 @@ def test_threads_that_share_a_batch_change_rounding_only():
     """Rows with unequal numbers of counted tokens, one of them with none at all."""
     losses = []
     for workers in (1, 2, 3):
+        settings = dataclasses.replace(SETTINGS, workers=workers)
         gpt, batches, state = new_run(dtype=np.float64)
         masks = np.random.default_rng(1).random((30, 4, 16)) < 0.4
         masks[:, 3] = False
         masked = ((x, y, m) for (x, y, _), m in zip(batches, masks, strict=False))
-        run = train.train(gpt, masked, SETTINGS, state, workers)
+        run = train.train(gpt, masked, settings, state)
         losses.append([step.loss for step in run])
     np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-9)
 
@@ -67,15 +69,48 @@ def test_a_run_that_is_saved_and_loaded_goes_on_bit_for_bit(tmp_path):
 def test_a_run_with_other_settings_or_another_model_is_refused(tmp_path):
     gpt, _, state = new_run()
     train.save_run(tmp_path / "run", gpt, state, SETTINGS)
-    with pytest.raises(ValueError, match="lr was 0.003, now 0.1"):
-        train.load_run(tmp_path / "run", gpt, train.Settings(steps=30, batch=4, lr=0.1, warmup=5))
-    config = model.Config(61, 16, 24, 3, 1)
-    smaller = model.GPT2(config, model.init(config, np.random.default_rng(0)))
-    with pytest.raises(CheckpointError, match=r"holds param.h.1.ln_1.weight, which this model"):
-        train.load_run(tmp_path / "run", smaller, SETTINGS)
+    longer = dataclasses.replace(SETTINGS, warmup=6, workers=2)
+    with pytest.raises(
+        ValueError, match=r"warmup was 5, now 6; workers was 1, now 2\): repeat them"
+    ):
+        train.load_run(tmp_path / "run", gpt, longer)
+    for config in (model.Config(61, 16, 24, 3, 1), model.Config(61, 16, 24, 4, 2)):
+        other = model.GPT2(config, model.init(config, np.random.default_rng(0)))
+        with pytest.raises(ValueError, match="n_layer was 2, now 1|n_head was 3, now 4"):
+            train.load_run(tmp_path / "run", other, SETTINGS)
+    with pytest.raises(ValueError, match="the text is another"):
+        train.load_run(tmp_path / "run", gpt, SETTINGS, train.digest("another"))
+    train.load_run(tmp_path / "run", gpt, dataclasses.replace(SETTINGS, lr=1e-4))  # may be lowered
     safetensors.write(tmp_path / "other", gpt.params)
     with pytest.raises(CheckpointError, match="not a training checkpoint"):
         train.load_run(tmp_path / "other", gpt, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"lr": float("nan")},
+        {"lr": 0},
+        {"clip": -1},
+        {"beta1": 1},
+        {"batch": 0},
+        {"workers": 0},
+        {"steps": 0},
+        {"seed": -1},
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        train.Settings(**({"steps": 5} | wrong))
+
+
+def test_a_log_of_something_else_is_refused(tmp_path):
+    (tmp_path / "log").write_text('{"epoch": 1}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="no log of a run"):
+        train.open_log(tmp_path / "log", 3)
+    (tmp_path / "log").write_text('{"number": 1}\n{"number": 2}\n{"numb', encoding="utf-8")
+    train.open_log(tmp_path / "log", 1).close()
+    assert (tmp_path / "log").read_text(encoding="utf-8") == '{"number": 1}\n'
 
 
 @pytest.mark.parametrize("spoiled", ["loss", "gradient"])
@@ -152,9 +187,9 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGINT"])
 def test_a_killed_run_ends_as_if_it_had_not_been(undisturbed, tmp_path, how):
-    """Twice killed at whatever it is doing, then run to its end: same log, same model."""
+    """Four times killed at whatever it is doing, then run to its end: same log, same model."""
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
-    for rows in (20, 120):
+    for rows, delay in ((0, 0.3), (20, 0), (80, 0.005), (140, 0.012)):
         process = subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE, text=True)
         log = tmp_path / "out" / "training.jsonl"
         deadline = time.monotonic() + 60
@@ -162,11 +197,12 @@ def test_a_killed_run_ends_as_if_it_had_not_been(undisturbed, tmp_path, how):
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.001)
+        time.sleep(delay)  # the log is flushed just before a save: not always at that moment
         process.send_signal(getattr(signal, how))
         said = process.communicate(timeout=60)[1]
         if how == "SIGINT":
-            assert process.returncode == 130
-            assert "stopped at step" in said
+            assert process.returncode == 130, said
+            assert "stopped and saved at step" in said
             assert "Traceback" not in said
     subprocess.run(command(tmp_path), check=True, capture_output=True, timeout=120)
     assert log_of(tmp_path) == log_of(undisturbed)

@@ -57,7 +57,7 @@ def write(
     arrays = {name: _little_endian(name, array) for name, array in arrays.items()}
     header = _header(arrays, metadata)
     folder, base = os.path.split(os.path.abspath(path))
-    partial = os.path.join(folder, f".{base}.{os.getpid()}.part")
+    partial = os.path.join(folder, f".{base}.part")  # the same after a kill: written over
     try:
         with open(partial, "wb") as file:
             file.write(len(header).to_bytes(8, "little") + header)
