@@ -1,0 +1,268 @@
+"""From a name or a folder to a model: names, places, vocabularies, and what `import` costs."""
+
+import configparser
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import numpygpt
+from numpygpt import pretrained
+from numpygpt.bpe import Tokenizer
+from numpygpt.checkpoint import load_folder
+from numpygpt.formats import CheckpointError, safetensors
+
+PACKAGE = Path(numpygpt.__file__).parent
+TALES = PACKAGE.parent / "weights" / "tales"
+CASES = Path(__file__).parent / "golden" / "checkpoint"
+TEXT = "The wolf said: there's the house of the seven kids! <|endoftext|> ünï 🐺"
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """A machine without any weights; -> the folder where they would go."""
+    for variable in ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("NUMPYGPT_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "weights"
+
+
+def change_json(path, **fields):
+    content = json.loads(path.read_text(encoding="utf-8")) | fields
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+# ---- names and folders ---------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not (TALES / "config.json").exists(), reason="weights/tales is not trained yet")
+def test_the_bundled_model_is_the_default(monkeypatch):
+    monkeypatch.delenv("NUMPYGPT_WEIGHTS", raising=False)
+    model, tokenizer = numpygpt.load()
+    assert tokenizer.n_vocab == model.config.n_vocab
+    ids = tokenizer.encode("Once upon a time, there was a")
+    logits, _ = model.forward(ids[:-1])
+    p = np.exp(logits[0] - logits[0].max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    # far better than guessing, on average over the sentence
+    assert np.log(p[range(len(ids) - 1), ids[1:]]).mean() > -np.log(tokenizer.n_vocab) / 2
+
+
+@pytest.mark.parametrize("name", ["tales", "124M", "gpt2", "1558M", "gpt2-xl", "distilgpt2"])
+def test_names_lead_to_the_weights_folder(places, name):
+    official = {"gpt2": "124M", "gpt2-xl": "1558M"}.get(name, name)
+    shutil.copytree(CASES / "ours", places / official)
+    model, tokenizer = numpygpt.load(name)
+    assert model.config == load_folder(CASES / "ours").config
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+
+
+def test_folders(places):
+    shutil.copytree(CASES / "ours", places.parent / "gpt2")
+    for folder in ("./gpt2", Path("gpt2"), places.parent / "gpt2", f"{places.parent}/gpt2"):
+        assert numpygpt.load(folder)[0].config.n_vocab == 270
+    with pytest.raises(FileNotFoundError):  # a name is a name
+        numpygpt.load("gpt2")
+
+
+@pytest.mark.parametrize("name", ["124M", "gpt2", "gpt2-large", "distilgpt2"])
+def test_weights_that_are_not_here(places, name):
+    with pytest.raises(FileNotFoundError) as caught:
+        numpygpt.load(name)
+    assert str(caught.value).endswith(f"run `numpygpt download {name}`")
+
+
+@pytest.mark.parametrize("name", ["gpt3", "", "124m", "published", "gpt-nano-sort", "no/folder"])
+def test_unknown_names_are_told_the_known_ones(places, name):
+    with pytest.raises(ValueError, match="neither a folder nor the name of a model") as caught:
+        numpygpt.load(name)
+    for known in ("tales", "124M", "gpt2-medium", "distilgpt2"):
+        assert known in str(caught.value)
+
+
+def test_a_folder_that_is_not_there(places):
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        numpygpt.load(places / "nothing")
+
+
+def test_a_half_saved_bundle_is_not_taken(places, monkeypatch):
+    monkeypatch.setattr(pretrained, "__file__", str(places.parent / "a" / "b" / "pretrained.py"))
+    shutil.copytree(CASES / "ours", places / "tales")
+    (places / "tales" / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="install numpygpt again"):
+        numpygpt.load()
+
+
+# ---- vocabularies --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The model that transformers saved, tokenizer.json beside it."""
+    shutil.copytree(CASES / "prefix", tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_tokenizer_json_alone(folder):
+    """All that transformers 5 saves of a tokenizer."""
+    assert not (folder / "vocab.json").exists()
+    _, tokenizer = numpygpt.load(folder)
+    ours = Tokenizer.read(CASES / "ours")
+    assert (tokenizer.tokens, tokenizer.merges, tokenizer.special) == (
+        ours.tokens,
+        ours.merges,
+        ours.special,
+    )
+    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    model["merges"] = [" ".join(pair) for pair in model["merges"]]  # as older versions wrote them
+    change_json(folder / "tokenizer.json", model=model)
+    assert pretrained.read_tokenizer(folder).merges == ours.merges
+
+
+def test_added_tokens_keep_their_rows(folder):
+    """A chat model's own tokens are behind the vocabulary, where padding would be."""
+    fields = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    added = [*fields["added_tokens"], {"id": 270, "content": "<|user|>"}]
+    change_json(folder / "tokenizer.json", added_tokens=added)
+    with pytest.raises(CheckpointError, match="its tokenizer has 271"):
+        numpygpt.load(folder)
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(CASES / "padded" / name, folder)
+    model, tokenizer = numpygpt.load(folder)
+    assert model.config.n_vocab == 271
+    assert tokenizer.encode("<|user|>", {"<|user|>"}) == [270]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"type": "Unigram"}},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": []}},
+        {"pre_tokenizer": None},
+        {"normalizer": {"type": "NFC"}},
+        {"added_tokens": [{"id": 300, "content": "<x>"}]},
+        {"added_tokens": [{"id": "1", "content": "<x>"}]},
+        {"added_tokens": None},
+        {"added_tokens": [3]},
+        {"model": []},
+        {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}},
+        {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [1]}},
+    ],
+)
+def test_tokenizers_of_other_kinds_are_refused(folder, change):
+    change_json(folder / "tokenizer.json", **change)
+    with pytest.raises(CheckpointError, match="tokenizer.json is no GPT-2 tokenizer's"):
+        numpygpt.load(folder)
+
+
+def test_a_tokenizer_that_prefers_whole_words_to_merges_is_refused(folder):
+    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    change_json(folder / "tokenizer.json", model=model | {"ignore_merges": True})
+    with pytest.raises(CheckpointError, match="tokenizer.json is no GPT-2 tokenizer's"):
+        numpygpt.load(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 99_999])
+def test_tokenizer_json_that_is_none(folder, content):
+    (folder / "tokenizer.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match="tokenizer.json is no GPT-2 tokenizer's"):
+        numpygpt.load(folder)
+
+
+def test_openai_names_and_incomplete_vocabularies(folder):
+    (folder / "tokenizer.json").unlink()
+    shutil.copy(CASES / "ours" / "vocab.json", folder / "encoder.json")
+    with pytest.raises(CheckpointError, match="no vocabulary"):
+        numpygpt.load(folder)
+    shutil.copy(CASES / "ours" / "merges.txt", folder / "vocab.bpe")
+    assert numpygpt.load(folder)[1].n_vocab == 270
+    (folder / "vocab.bpe").write_bytes(b"\xff")
+    with pytest.raises(CheckpointError, match="not a text file"):
+        numpygpt.load(folder)
+
+
+@pytest.mark.parametrize("rows", [50256, 50257, 50304, 50305])
+def test_without_a_vocabulary_the_official_one_if_it_fits(tmp_path, rows):
+    config = numpygpt.Config(rows, n_ctx=3, n_embd=2, n_head=1, n_layer=1)
+    params = numpygpt.init(config, np.random.default_rng(1))
+    safetensors.write(tmp_path / "model.safetensors", params)
+    fields = dataclasses.asdict(config) | {"vocab_size": rows, "n_positions": 3}
+    (tmp_path / "config.json").write_text(json.dumps(fields), encoding="utf-8")
+    if 50257 <= rows <= 50304:
+        model, tokenizer = numpygpt.load(tmp_path)
+        assert tokenizer.eot == 50256
+        assert model.forward([[50256]])[0].shape == (1, 1, 50257)
+    else:
+        with pytest.raises(CheckpointError, match="has no vocabulary"):
+            numpygpt.load(tmp_path)
+
+
+# ---- import --------------------------------------------------------------------------------------
+
+
+def run(code):
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    return result.stdout.strip()
+
+
+def test_import_loads_nothing_and_takes_no_time():
+    code = """
+import sys, time
+start = time.process_time()
+import numpygpt
+print(time.process_time() - start, *sorted(sys.modules))
+"""
+    results = [run(code).split() for _ in range(3)]
+    assert min(float(seconds) for seconds, *_ in results) < 0.05
+    loaded = results[0][1:]
+    assert "numpygpt" in loaded
+    assert not {"numpy", "regex", "requests", "matplotlib", "tqdm", "numpygpt.bpe"} & set(loaded)
+
+
+def test_loading_the_bundle_opens_no_door_it_does_not_need():
+    code = f"import sys, numpygpt; numpygpt.load({str(CASES / 'ours')!r}); print(*sys.modules)"
+    loaded = set(run(code).split())
+    assert "numpygpt.checkpoint" in loaded
+    assert not {"requests", "matplotlib", "tqdm", "http.client"} & loaded
+
+
+def test_every_public_name_is_there_after_import_numpygpt_alone():
+    assert run("import numpygpt; print(numpygpt.formats.safetensors.read.__name__)") == "read"
+    for name, file in numpygpt.PUBLIC.items():
+        assert getattr(numpygpt, name).__module__ == f"numpygpt.{file}"
+    assert run("from numpygpt import *; print(load.__module__)") == "numpygpt.pretrained"
+    assert issubclass(numpygpt.CheckpointError, ValueError)
+
+
+def test_every_file_of_the_package_can_be_reached():
+    files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
+    assert set(dir(numpygpt)) == files | {"formats", "__version__"} | set(numpygpt.PUBLIC)
+    code = "import numpygpt; print(numpygpt.data.__name__, numpygpt.formats.__name__)"
+    assert run(code) == "numpygpt.data numpygpt.formats"
+
+
+def test_a_name_that_is_not_there():
+    with pytest.raises(AttributeError, match="numpygpt has no 'lode': it has load, save"):
+        _ = numpygpt.lode
+
+
+# ---- what is installed ---------------------------------------------------------------------------
+
+
+def test_a_wheel_gets_every_package_and_the_whole_bundle():
+    config = configparser.ConfigParser()
+    config.read(PACKAGE.parent / "setup.cfg", encoding="utf-8")
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    packages = {"numpygpt", "numpygpt.weights"} | {f"numpygpt.{folder}" for folder in folders}
+    assert set(config["options"]["packages"].split()) == packages
+    data = config["options.package_data"]["numpygpt.weights"].split()
+    assert {f"tales/{path.name}" for path in (CASES / "ours").iterdir()} <= set(data)
+    assert not any("*" in name or "training" in name for name in data)
