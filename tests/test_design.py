@@ -22,9 +22,12 @@ ROOMS = {
     "trace": "model ops",
     "mistakes": "model ops bpe sample optim",
     "diagnose": "model mistakes trace",
-    "grade": "model ops bpe sample optim mistakes",
+    "assignment": "model ops bpe sample optim mistakes",
+    "grade": "assignment grade_worker",
+    "grade_worker": "",
     "analyze": "model ops",
     "plot": "",
+    "bench": "analyze checkpoint optim sample train bpe model",
     "formats": "formats",
     "formats.dump": "formats",
     "formats.safetensors": "formats",
@@ -32,7 +35,8 @@ ROOMS = {
     "checkpoint": "model bpe formats",
     "download": "formats",
     "pretrained": "checkpoint download model bpe formats",
-    "published": "model ops bpe sample evaluate optim formats download",
+    "measure": "model ops sample evaluate optim",
+    "published": "measure model download",
 }
 ANYTHING = {"cli", "__init__", "__main__"}  # the doors of the house itself
 DOORS = {
@@ -40,6 +44,8 @@ DOORS = {
     "requests": {"download"},
     "matplotlib": {"plot"},
     "tqdm": {"cli"},
+    "torch": {"bench"},  # only to be measured beside, where it happens to be installed
+    "transformers": {"bench"},
 }
 STANDARD = set(sys.stdlib_module_names) | {"numpy"}
 
