@@ -33,7 +33,7 @@ SIZES = {  # n_vocab, n_ctx, n_embd, n_head, n_layer
 def arrays_of(size):
     """OpenAI's names -> random float32 arrays; gains are near 1, so that depth does no harm."""
     rng = np.random.default_rng(SIZES[size])
-    arrays = {}
+    arrays, scale = {}, np.float32(0.85 / SIZES[size][2] ** 0.5)  # a product keeps its size
     for name, shape in parameter_shapes(Config(*SIZES[size])).items():
         parts = name.removesuffix(".weight").removesuffix(".bias").split(".")
         if parts[0] == "h":
@@ -41,7 +41,7 @@ def arrays_of(size):
         if parts[0] not in ("wte", "wpe"):
             gain = "ln_" in parts[-1]
             parts.append("b" if name.endswith("bias") else "g" if gain else "w")
-        x = rng.standard_normal(shape, np.float32) * np.float32(0.1)
+        x = rng.standard_normal(shape, np.float32) * scale
         x = x + np.float32(1) if parts[-1] == "g" else x[None] if parts[-1] == "w" else x
         arrays["/".join(["model", *parts])] = x
     return arrays
