@@ -168,7 +168,8 @@ def bpe(runs, megabytes: float = 1.0):
     rng = np.random.default_rng(0)
     vocabulary = Tokenizer.gpt2()
     words = [t.replace("Ġ", " ") for t in vocabulary.tokens if t.lstrip("Ġ").isalpha()]
-    common = rng.zipf(1.2, int(megabytes * 2e5)) % len(words)  # as often as words are in prose
+    odds = 1 / (np.arange(len(words)) + 2.7)  # as often as words are in prose (Zipf, Mandelbrot)
+    common = rng.choice(len(words), int(megabytes * 1.8e5), p=odds / odds.sum())
     text = "".join(words[i] for i in common)
     size = len(text.encode("utf-8"))
     encode = seconds(lambda t: t.encode(text), runs, Tokenizer.gpt2)
@@ -205,11 +206,7 @@ def memory(folder, config):
         "    state = optim.adam_state(model.params)\n"
         "    list(train.train(model, [batch] * 2, train.Settings(steps=2), state))\n"
     )
-    tail = (
-        "\nimport resource, sys\n"
-        "unit = 1 if sys.platform == 'darwin' else 1024\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, size)"
-    )
+    tail = "\nfrom numpygpt import bench\nprint(bench.peak_memory(), size)"
     works = {"memory, first token": "model.forward([0])"}
     if config.n_ctx >= 1024:
         works["memory, prefill 1024"] = (
@@ -220,6 +217,18 @@ def memory(folder, config):
     for name, work in works.items():
         peak, size = map(int, _python(head + work + tail).split())
         yield Row(name, peak / 1e6, "MB", peak / 1e6, peak / 1e6, peak / size)
+
+
+def peak_memory() -> int:
+    """The most memory this process has held, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux, whose getrusage would count the process that started this one
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def drafts(model, tokenizer, tokens: int = 100):
@@ -365,7 +374,7 @@ class Torch:
             def work():
                 for _ in range(steps):
                     self.model(torch.tensor(token), past_key_values=past, use_cache=True)
-                past.crop(context.shape[1])
+                past.crop(-steps)  # counted from the end
 
             return seconds(work, runs)
 

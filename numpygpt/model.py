@@ -244,11 +244,10 @@ class GPT2:
         for i in reversed(range(self.config.n_layer)):
             dx = self._block_backward(dx, acts, f"h.{i}.", undo)
         grads["wpe.weight"] = ops.embedding_backward(dx, acts["positions"], p["wpe.weight"])
-        grads["wte.weight"] = ops.embedding_backward(dx, acts["tokens"], p["wte.weight"])
-        if "lm_head.weight" in p:
+        tied = None if "lm_head.weight" in p else dtable  # used twice, its gradients add up
+        grads["wte.weight"] = ops.embedding_backward(dx, acts["tokens"], p["wte.weight"], tied)
+        if tied is None:
             grads["lm_head.weight"] = dtable
-        else:  # tied: the table was used twice, and its gradients add up
-            grads["wte.weight"] += dtable
         return {name: grads[name] for name in p}
 
     def _block_backward(self, dx, acts, h, undo):

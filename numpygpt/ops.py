@@ -27,8 +27,7 @@ import numpy as np
 # Elementwise work goes over an array several times. Doing all the passes on one tile of rows before
 # the next keeps the tile in the processor's L2 cache: 2**16 float32 numbers are 256 kB.
 TILE = 2**16
-# Products of up to FEW_ROWS rows are taken in blocks of BLOCK columns; see `_product`.
-FEW_ROWS, BLOCK = 16, 64
+FEW_ROWS = 3  # a product of so few rows is taken row by row, see `_product`
 
 
 def _tiles(rows: int, width: int):
@@ -50,12 +49,16 @@ def embedding(ids, table):
     return table[ids]
 
 
-def embedding_backward(dy, ids, table):
-    """Each row of the table collects the gradients of all the places that used it."""
+def embedding_backward(dy, ids, table, into=None):
+    """Each row of the table collects the gradients of all the places that used it.
+
+    into: a gradient that the table has already; these are added to it, in place. GPT-2's table is
+    used twice, and a second gradient of it would be 154 MB of zeros with a few rows in it.
+    """
     order = np.argsort(ids, axis=None, kind="stable")  # equal ids become neighbours ...
     used, starts = np.unique(ids.reshape(-1)[order], return_index=True)
-    dtable = np.zeros_like(table)
-    dtable[used] = np.add.reduceat(_rows(dy)[order], starts, axis=0)  # ... and are added in runs
+    dtable = np.zeros(table.shape, table.dtype) if into is None else into
+    dtable[used] += np.add.reduceat(_rows(dy)[order], starts, axis=0)  # ... and are added in runs
     return dtable
 
 
@@ -96,16 +99,13 @@ def linear(x, w, b):
 
 
 def _product(x, w):
-    """x @ w, no more, for x (R, N), w (N, M); the rest of this function is about few rows."""
-    r, m = len(x), w.shape[1] // BLOCK * BLOCK
-    if not 1 < r <= FEW_ROWS or m == 0:
+    """x @ w, no more, for x (R, N), w (N, M); two or three rows one after the other."""
+    if not 1 < len(x) <= FEW_ROWS:
         return x @ w
-    # One row times w is done at the speed of memory. For more, BLAS first copies w into an order of
-    # its own, which pays off for hundreds of rows, but makes two rows cost three times one. Blocks
-    # of few columns are below the size at which it does so; NumPy multiplies them all in one call.
-    blocks = w[:, :m].reshape(len(w), -1, BLOCK).swapaxes(0, 1)  # (M / BLOCK, N, BLOCK), a view
-    y = np.matmul(x, blocks).swapaxes(0, 1).reshape(r, m)
-    return y if m == w.shape[1] else np.concatenate((y, x @ w[:, m:]), axis=1)
+    # BLAS multiplies one row at the speed at which memory gives w. From two rows on it first copies
+    # w into an order of its own, which costs more than the rows save; row by row, w is in the
+    # processor's cache when the second needs it.
+    return np.concatenate([x[i : i + 1] @ w for i in range(len(x))])
 
 
 def linear_backward(dy, x, w, b):
@@ -368,8 +368,9 @@ def _weighted(logits, targets, mask):
 def cross_entropy_backward(dy, logits, targets, mask=None):
     """dlogits = dy weight (softmax(logits) - onehot(target)); the ids and the mask have none."""
     weight, rows, targets = _weighted(logits, targets, mask)
-    dlogits = softmax(rows)  # undo (1) and (2)
-    at = np.arange(len(rows))
-    dlogits[at, targets[:, 0]] -= 1
-    dlogits *= (dy * weight)[:, None]  # undo (3)
+    dlogits = np.empty_like(rows, order="C")
+    for tile in _tiles(*rows.shape):
+        d = softmax(rows[tile])  # undo (1) and (2)
+        d[np.arange(len(d)), targets[tile, 0]] -= 1
+        np.multiply(d, (dy * weight[tile])[:, None], out=dlogits[tile])  # undo (3)
     return dlogits.reshape(logits.shape)

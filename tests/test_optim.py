@@ -199,7 +199,7 @@ def test_the_global_norm_of_millions_of_float32():
     """Added in float32 the squares lose more with every one: here the norm was wrong by 2e-4."""
     grads = {"w": np.full((2000, 2003), 0.1, "float32")}
     exact = float(np.float32(0.1)) * math.sqrt(2000 * 2003)
-    assert global_norm(grads) == pytest.approx(exact, rel=1e-12)
+    assert global_norm(grads) == pytest.approx(exact, rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
