@@ -239,6 +239,7 @@ class GPT2:
             return dx
 
         dx, dtable = ops.unembed_backward(dlogits, acts["ln_f"], self._unembedding())
+        del dlogits
         last = f"h.{self.config.n_layer - 1}.resid_post"
         dx = undo(ops.layer_norm_backward, dx, "ln_f", acts[last], eps)
         for i in reversed(range(self.config.n_layer)):
@@ -294,8 +295,9 @@ class GPT2:
         logits, acts = self.forward(tokens, keep="backward")
         loss = self.ops.cross_entropy(logits, targets, mask)
         dloss = self.dtype.type(1)
-        dlogits = self.ops.cross_entropy_backward(dloss, logits, targets, mask)
-        return loss, self.backward(dlogits, acts)
+        dlogits = [self.ops.cross_entropy_backward(dloss, logits, targets, mask)]
+        del logits  # (B, T, V) is large: this is freed here, and dlogits in backward, hence `pop`
+        return loss, self.backward(dlogits.pop(), acts)
 
 
 def _pieces(t, s, whole=False):

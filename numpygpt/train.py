@@ -100,6 +100,7 @@ def train(model, batches, settings: Settings, state: optim.AdamState):
             optim.adamw(
                 model.params, grads, state, lr, s.beta1, s.beta2, weight_decay=s.weight_decay
             )
+            del grads  # not to be kept beside those of the next step
             seconds = time.perf_counter() - start
             yield Step(state.step, float(loss), lr, norm, batch[0].size / seconds)
 

@@ -60,7 +60,12 @@ def test_the_command_prints_every_kind_of_row(gpt, tmp_path, capsys):
     assert len(rows) == len(out.splitlines())
     for work in (
         *("limit: bandwidth", "import numpygpt", "load", "prefill 64", "decode at 128"),
-        *("decode 16 rows, context 128", "training step 4 x 64", "BPE encode", "BPE decode"),
+        *(
+            "decode 16 rows, context 128",
+            "training step 4 x 64",
+            "BPE encode, random words",
+            "BPE decode, random words",
+        ),
         *("draft, repetitive prompt, speed-up", "memory, training 4 x 64"),
     ):
         assert rows[work]["value"] > 0
