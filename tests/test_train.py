@@ -190,10 +190,13 @@ def test_a_killed_run_ends_as_if_it_had_not_been(undisturbed, tmp_path, how):
     """Four times killed at whatever it is doing, then run to its end: same log, same model."""
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     for rows, delay in ((0, 0.3), (20, 0), (80, 0.005), (140, 0.012)):
-        process = subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE, text=True)
         log = tmp_path / "out" / "training.jsonl"
+        before = log.stat().st_ino if log.exists() else None  # a run begins by replacing the log
+        process = subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 60
-        while not (log.exists() and log.read_text(encoding="utf-8").count("\n") >= rows):
+        while not log.exists() or (
+            log.stat().st_ino == before or log.read_text(encoding="utf-8").count("\n") < rows
+        ):
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.001)
