@@ -394,7 +394,7 @@ class Torch:
         return seconds(work, runs)
 
 
-def cost_curves(model, runs: int = 3) -> dict[str, dict[str, np.ndarray]]:
+def cost_curves(model, runs: int = 3) -> dict[str, tuple]:
     """Time and memory of a prefill and of one decoding step against length, measured and predicted.
 
     Predicted for a prefill of n tokens, with N weights in the blocks, L layers, width d:
@@ -406,26 +406,30 @@ def cost_curves(model, runs: int = 3) -> dict[str, dict[str, np.ndarray]]:
     The often quoted O(n^2 d) alone leaves out 2 N n = 24 L d^2 n, which is larger up to n = 12 d
     (6 d where the masked half is computed too).
 
-    Returns panel -> {"lengths": ..., "measured": ..., name of a prediction: ..., ...}.
+    Measured up to n_ctx, predicted on to where the two terms have crossed. Returns
+    panel -> (lengths, measured, {name of a prediction: (lengths, values)}).
     """
     config, limit = model.config, limits(model, runs)
     longest = int(np.log2(config.n_ctx))
     lengths = np.array([2**i for i in range(min(4, longest), longest + 1)])
-    parts = [prefill_flops(config, int(n)) for n in lengths]
+    at = 2 ** np.arange(min(4, longest), int(np.log2(24 * config.n_embd)) + 1)
+    parts = [prefill_flops(config, int(n)) for n in at]
     square = np.array([part["scores and values"] for part in parts])
+    linear = np.array([part["attn"] + part["mlp"] for part in parts])
     whole = np.array([sum(part.values()) for part in parts])
-    keys_and_values = lengths * cache_bytes(model)
-    read_back = (lengths - 1) * cache_bytes(model)
-    panels = {
+    cached = at * cache_bytes(model)
+    predicted = {
         "prefill, seconds": {
-            "n d² and n² d terms": whole / limit.peak,
-            "n² d alone": square / limit.peak,
+            "all terms": (at, whole / limit.peak),
+            "n d² alone": (at, linear / limit.peak),
+            "n² d alone": (at, square / limit.peak),
         },
         "decoding step, seconds": {
-            "weights and cache": (weight_bytes(model) + read_back) / limit.bandwidth,
-            "cache alone": np.maximum(read_back, 1) / limit.bandwidth,
+            "weights and cache": (at, (weight_bytes(model) + cached) / limit.bandwidth),
+            "weights alone": (at, np.full(len(at), weight_bytes(model) / limit.bandwidth)),
+            "cache alone": (at, cached / limit.bandwidth),
         },
-        "prefill, bytes": {"keys and values": keys_and_values},
+        "prefill, bytes": {"keys and values": (at, cached)},
     }
     measured = ([], [], [])
     for n in lengths.tolist():
@@ -444,9 +448,10 @@ def cost_curves(model, runs: int = 3) -> dict[str, dict[str, np.ndarray]]:
             model.forward([0], cache, only_last=True)
 
         measured[1].append(statistics.median(seconds(step, 3 * runs)))
-    for panel, values in zip(panels.values(), measured, strict=True):
-        panel |= {"lengths": lengths, "measured": np.array(values)}
-    return panels
+    return {
+        panel: (lengths, np.array(values), predicted[panel])
+        for panel, values in zip(predicted, measured, strict=True)
+    }
 
 
 @contextlib.contextmanager

@@ -517,8 +517,8 @@ def _plot_cost(args, plot):
     with _to_measure(args) as (_, model, _):
         panels = bench.cost_curves(model)
     fig, axes = plot.figure(len(panels), width=5)
-    for ax, (name, curves) in zip(axes, panels.items(), strict=True):
-        plot.cost(ax, curves.pop("lengths"), curves.pop("measured"), curves, name)
+    for ax, (name, (lengths, measured, predicted)) in zip(axes, panels.items(), strict=True):
+        plot.cost(ax, lengths, measured, predicted, name)
     return fig
 
 

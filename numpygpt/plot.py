@@ -48,10 +48,10 @@ def attention(ax, pattern, queries, keys=None):
 
 
 def cost(ax, lengths, seconds, predicted, unit="seconds"):
-    """Measured cost against length, with curves that predict it: predicted is name -> values."""
+    """Measured cost against length, with curves that predict it: name -> (lengths, values)."""
     ax.plot(lengths, seconds, "ko", label="measured")
-    for name, values in predicted.items():
-        ax.plot(lengths, values, label=name)
+    for name, (at, values) in predicted.items():
+        ax.plot(at, values, label=name)
     ax.set_xscale("log", base=2)
     ax.set_yscale("log", base=10)
     ax.set_xlabel("tokens")

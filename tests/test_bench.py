@@ -77,8 +77,17 @@ def test_the_command_prints_every_kind_of_row(gpt, tmp_path, capsys):
 def test_cost_curves_measure_what_they_predict(gpt):
     panels = bench.cost_curves(gpt, runs=1)
     assert list(panels) == ["prefill, seconds", "decoding step, seconds", "prefill, bytes"]
-    for panel in panels.values():
-        assert {len(values) for values in panel.values()} == {len(panel["lengths"])}
-        assert (panel["measured"] > 0).all()
-    memory = panels["prefill, bytes"]
-    assert (memory["measured"] >= memory["keys and values"]).all()
+    for lengths, measured, predicted in panels.values():
+        assert lengths.tolist() == [16, 32, 64, 128]
+        assert (measured > 0).all()
+        assert all(len(at) == len(values) for at, values in predicted.values())
+    _, measured, predicted = panels["prefill, bytes"]
+    assert (measured >= predicted["keys and values"][1][:4]).all()
+
+
+def test_the_two_terms_of_a_prefill_cross_at_twelve_times_the_width(gpt):
+    _, _, predicted = bench.cost_curves(gpt, runs=1)["prefill, seconds"]
+    at, linear = predicted["n d² alone"]
+    _, square = predicted["n² d alone"]
+    crossed = at[(square > linear).argmax()]
+    assert at[0] < 12 * CONFIG.n_embd <= crossed < 24 * CONFIG.n_embd

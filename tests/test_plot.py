@@ -34,7 +34,7 @@ def test_attention_shows_queries_as_rows():
 
 def test_cost_and_ratios():
     fig, (left, right) = plot.figure(columns=2)
-    plot.cost(left, [16, 32], [1e-3, 3e-3], {"predicted": [1e-3, 2e-3]})
+    plot.cost(left, [16, 32], [1e-3, 3e-3], {"predicted": ([16, 32, 64], [1e-3, 2e-3, 4e-3])})
     assert [line.get_label() for line in left.get_lines()] == ["measured", "predicted"]
     plot.ratios(right, ["decode", "prefill"], [0.9, 0.7], reach=[0.85, 0.75])
     assert [bar.get_width() for bar in right.patches] == [0.9, 0.7]
