@@ -46,12 +46,6 @@ def apply(model: GPT2, *mistakes: Mistake) -> GPT2:
     return model
 
 
-def of_operation(name: str, model: GPT2) -> dict[str, Callable]:
-    """Every wrong version of one operation: mistake -> function, as `model` would call it."""
-    made = {mistake.name: mistake.make(model) for mistake in FORWARD}
-    return {mistake: ops[name] for mistake, ops in made.items() if name in ops}
-
-
 def _site(model):
     """A function that tells which parameter an array is: "h.0.ln_1.weight", or ""."""
     names = {id(array): name for name, array in model.params.items()}

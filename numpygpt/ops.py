@@ -3,8 +3,9 @@
 A forward takes arrays and returns one new array. Its backward stands under it, takes `dy` (the
 gradient of the loss with respect to what the forward returned) and the same arrays, and returns one
 gradient per array, undoing the forward's numbered steps in reverse. Nothing is changed in place for
-the caller and nothing is remembered between calls. (Two have no backward: `positions`, which are
-integers, and `split_qkv`, whose backward is to lay three gradients side by side.)
+the caller (but `into` of `embedding_backward`, where that is asked for) and nothing is remembered
+between calls. Two have no backward: `positions`, which are integers, and `split_qkv`, whose
+backward is to lay three gradients side by side.
 
 Letters, used everywhere in this package:
 

@@ -60,14 +60,11 @@ def cost(ax, lengths, seconds, predicted, unit="seconds"):
     return ax
 
 
-def ratios(ax, names, values, reach=None):
-    """Horizontal bars of ratios to a limit, the limit at 1; `reach`, aims, as ticks beside them."""
+def ratios(ax, names, values):
+    """Horizontal bars of ratios to a limit, the limit at 1."""
     at = np.arange(len(names))
     ax.barh(at, values, color="C0")
     ax.axvline(1.0, color="black", linewidth=0.8)
-    if reach is not None:
-        ax.plot(reach, at, "|", color="C3", markersize=12, label="aim")
-        ax.legend()
     ax.set_yticks(at, names)
     ax.invert_yaxis()
     ax.set_xlabel("ratio to the limit of this machine")

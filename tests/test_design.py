@@ -1,6 +1,7 @@
 """The plan of the house: who imports whom, and which file may open which door to the outside."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,15 @@ def test_the_plan_has_no_circles():
         done |= set(ready)
         todo = {name: uses for name, uses in todo.items() if name not in ready}
     assert set(todo) <= {"formats"}
+
+
+def test_the_readme_lists_the_rooms_in_reading_order():
+    """A room uses those listed above it; `formats` itself only defines the error of its rooms."""
+    readme = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
+    order = [name.replace("/", ".") for name in re.findall(r"^\| `([\w/]+)\.py`", readme, re.M)]
+    for name in set(order) - ANYTHING:
+        used = set(ROOMS[name].split()) - {"formats"}
+        assert used <= set(order[: order.index(name)]), name
 
 
 def test_importing_the_package_opens_no_door():

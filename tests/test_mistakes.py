@@ -24,6 +24,12 @@ from numpygpt.trace import CATALOGUE, CLOSE, align, gap, replay
 FORWARD_NAMES = [mistake.name for mistake in FORWARD]
 
 
+def of_operation(name, model):
+    """Every wrong version of one operation: mistake -> function, as `model` would call it."""
+    made = {mistake.name: mistake.make(model) for mistake in mistakes.FORWARD}
+    return {mistake: ops[name] for mistake, ops in made.items() if name in ops}
+
+
 def test_there_are_enough_and_each_explains_itself():
     assert len(MISTAKES) == len(FORWARD) + len(OTHERS) >= 40
     entries = {entry.name.removeprefix("h.{i}.") for entry in CATALOGUE}
@@ -146,7 +152,7 @@ def test_mistakes_can_be_made_together_in_any_order():
 def test_wrong_versions_of_one_operation():
     model, _ = model_and_tokens("")
     x = np.linspace(-3, 3, 7)
-    wrong = mistakes.of_operation("gelu", model)
+    wrong = of_operation("gelu", model)
     assert set(wrong) == {"erf-gelu", "sigmoid-gelu", "relu", "no-gelu", "gelu-typo"}
     assert all(gap(gelu(x), ops.gelu(x)) > 1e-5 for gelu in wrong.values())
 
@@ -164,7 +170,7 @@ def test_bfloat16_rounds_to_nearest_ties_to_even():
 
 def test_float16_accumulation_loses_small_terms():
     model, _ = model_and_tokens("")
-    linear = mistakes.of_operation("linear", model)["float16-accumulation"]
+    linear = of_operation("linear", model)["float16-accumulation"]
     x, w, b = np.ones((1, 3001), np.float32), np.ones((3001, 1), np.float32), np.zeros(1)
     assert linear(x, w, b)[0, 0] == 2048  # 2048 + 1 is no float16
     assert ops.linear(x, w, b.astype(np.float32))[0, 0] == 3001

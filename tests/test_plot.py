@@ -36,7 +36,7 @@ def test_cost_and_ratios():
     fig, (left, right) = plot.figure(columns=2)
     plot.cost(left, [16, 32], [1e-3, 3e-3], {"predicted": ([16, 32, 64], [1e-3, 2e-3, 4e-3])})
     assert [line.get_label() for line in left.get_lines()] == ["measured", "predicted"]
-    plot.ratios(right, ["decode", "prefill"], [0.9, 0.7], reach=[0.85, 0.75])
+    plot.ratios(right, ["decode", "prefill"], [0.9, 0.7])
     assert [bar.get_width() for bar in right.patches] == [0.9, 0.7]
     assert right.yaxis_inverted()
 

@@ -41,7 +41,6 @@ def change_json(path, **fields):
 # ---- names and folders ---------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not (TALES / "config.json").exists(), reason="weights/tales is not trained yet")
 def test_the_bundled_model_is_the_default(monkeypatch):
     monkeypatch.delenv("NUMPYGPT_WEIGHTS", raising=False)
     model, tokenizer = numpygpt.load()
