@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import analyze, checkpoint, optim, sample, train
+from . import analyze, checkpoint, memory, optim, sample, train
 from .bpe import Tokenizer
 from .model import GPT2, Config, init
 
@@ -104,7 +104,8 @@ def prefill(model, limit, rival, runs):
     """Tokens per second of reading a prompt into an empty cache, to the next token's logits."""
     for t in (t for t in PREFILL if t <= model.config.n_ctx):
         tokens = _tokens(model, 1, t)
-        times = seconds(lambda c: sample.read(model, tokens, c), runs, model.cache)  # noqa: B023
+        with memory.kept():  # as in `generate`
+            times = seconds(lambda c: sample.read(model, tokens, c), runs, model.cache)  # noqa: B023
         flops = sum(prefill_flops(model.config, t).values())
         theirs = rival and seconds(lambda: rival.prefill(tokens), runs)  # noqa: B023
         yield _rate(f"prefill {t}", t, times, flops / limit.peak, theirs)
@@ -155,6 +156,7 @@ def training(model, limit, rival, runs):
             state,
         )
         times = seconds(lambda: next(steps), runs)  # noqa: B023
+        steps.close()  # so that the rival is measured without `memory.kept`, as it is by itself
         flops = 3 * sum(training_flops(model.config, t).values()) * batch
         # AdamW reads p, g, m, v and writes p, m, v
         size = 7 * sum(p.nbytes for p in params.values())
@@ -197,7 +199,7 @@ def start(folder, runs):
         yield Row(name, statistics.median(times), "s", times[0], times[-1])
 
 
-def memory(folder, config):
+def footprint(folder, config):
     """Peak memory of whole processes, as a multiple of the weights, NumPy and Python included."""
     head = (
         "import numpy as np, numpygpt\nfrom numpygpt import optim, sample, train\n"
@@ -325,7 +327,7 @@ def bench(model, tokenizer=None, runs: int = 5, rival=None, folder=None):
         yield from drafts(model, tokenizer)
     yield from bpe(runs)
     if folder:
-        yield from memory(folder, model.config)
+        yield from footprint(folder, model.config)
 
 
 def table_line(row: Row) -> str:
@@ -456,8 +458,9 @@ def cost_curves(model, runs: int = 3) -> dict[str, tuple]:
 
 @contextlib.contextmanager
 def temporary_model(config):
-    """A model of random weights, saved in a folder that goes again: (folder, model)."""
-    model = GPT2(config, init(config, np.random.default_rng(0)))
+    """A model of random weights in a folder that goes again, loaded from there: (folder, model)."""
     with tempfile.TemporaryDirectory(prefix="numpygpt-bench-") as folder:
-        checkpoint.save(model, Tokenizer.gpt2(), folder)
-        yield folder, model
+        random = GPT2(config, init(config, np.random.default_rng(0)))
+        checkpoint.save(random, Tokenizer.gpt2(), folder)
+        del random
+        yield folder, checkpoint.load_folder(folder)

@@ -61,7 +61,7 @@ class Tokenizer:
 
     def __init__(self, tokens: Iterable[str], merges: Iterable[tuple], special: Iterable[str]):
         """Raises ValueError where tokens, merges and special tokens do not fit together."""
-        self.tokens, self.merges = list(tokens), [tuple(pair) for pair in merges]
+        self.tokens = list(tokens)
         self.n_vocab = len(self.tokens)
         ids = {token: i for i, token in enumerate(self.tokens)}
         if len(ids) < self.n_vocab:
@@ -81,8 +81,9 @@ class Tokenizer:
         for byte, i in enumerate(self._byte_ids):
             self._bytes[i] = bytes([byte])
         self._ranks, self._made = {}, []  # pair of ids -> rank; rank -> id of the pair joined
-        for left, right in self.merges:
+        for left, right in merges:
             self._add_merge(left, right, ids)
+        self.merges = [(self.tokens[left], self.tokens[right]) for left, right in self._ranks]
         for token, i in self.special.items():
             self._bytes[i] = token.encode("utf-8")
         if None in self._bytes:
@@ -153,8 +154,9 @@ class Tokenizer:
             )
         tokens = read_tokens(folder / names[0])
         merges = read_merges(folder / names[1])
-        made = {left + right for left, right in merges}
-        special = [t for t in tokens if SPECIAL.fullmatch(t) and t not in made]
+        special = dict.fromkeys(filter(SPECIAL.fullmatch, tokens))
+        for pair in merges:
+            special.pop("".join(pair), None)
         try:
             return cls(tokens, merges, special)
         except ValueError as error:

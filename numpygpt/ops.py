@@ -26,9 +26,10 @@ import math
 import numpy as np
 
 # Elementwise work goes over an array several times. Doing all the passes on one tile of rows before
-# the next keeps the tile in the processor's L2 cache: 2**16 float32 numbers are 256 kB.
-TILE = 2**16
-FEW_ROWS = 3  # a product of so few rows is taken row by row, see `_product`
+# the next keeps the tile in the processor's L2 cache: 2**17 float32 numbers are 512 kB.
+TILE = 2**17
+# Products of so few rows are taken row by row, see `_product` and `unembed`.
+FEW_ROWS, FEW_LOGITS, BLOCK = 3, 8, 1024
 
 
 def _tiles(rows: int, width: int):
@@ -325,7 +326,17 @@ def attention_values_backward(dy, pattern, v):
 
 def unembed(x, table):
     """logits = x table^T: (..., C), (V, C) -> (..., V). GPT-2's table is the embedding, `wte`."""
-    return _product(_rows(x), table.T).reshape(*x.shape[:-1], -1)
+    x_rows = _rows(x)
+    if not 1 < len(x_rows) <= FEW_LOGITS:
+        return (x_rows @ table.T).reshape(*x.shape[:-1], -1)
+    # Row by row for the same reason as in `_product`, and in blocks of the table: all of it is too
+    # large to be still in cache when the second row needs it.
+    y = np.empty((len(x_rows), len(table)), x.dtype)
+    for start in range(0, len(table), BLOCK):
+        block = slice(start, start + BLOCK)
+        for i in range(len(x_rows)):
+            np.matmul(x_rows[i : i + 1], table[block].T, out=y[i : i + 1, block])
+    return y.reshape(*x.shape[:-1], -1)
 
 
 def unembed_backward(dy, x, table):

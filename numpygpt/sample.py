@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import ops
+from . import memory, ops
 
 PREFILL = 1024  # tokens that are read at once: more would only make the activations larger
 
@@ -160,9 +160,14 @@ def generate(
     def distribution(logits):
         return probabilities(logits, temperature, top_k, top_p)
 
-    return _generate(
-        model, rows, num_return_sequences, distribution, ends, at_end == "slide", draft
+    return _keeping_memory(
+        _generate(model, rows, num_return_sequences, distribution, ends, at_end == "slide", draft)
     )
+
+
+def _keeping_memory(steps):
+    with memory.kept():
+        return (yield from steps)
 
 
 def _generate(model, rows, copies, distribution, ends, slide, draft):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import optim
+from . import memory, optim
 from .formats import CheckpointError, safetensors
 
 
@@ -86,7 +86,7 @@ def train(model, batches, settings: Settings, state: optim.AdamState):
     Raises NonFiniteLoss before such a step would spoil the parameters.
     """
     s = settings
-    with ThreadPoolExecutor(s.workers) as pool:
+    with memory.kept(), ThreadPoolExecutor(s.workers) as pool:
         for batch in itertools.islice(batches, max(0, s.steps - state.step)):
             start = time.perf_counter()
             loss, grads = _loss_and_grads(model, batch, s.workers, pool)
