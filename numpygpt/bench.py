@@ -4,6 +4,10 @@ Two limits are measured with NumPy itself. *Bandwidth*: all weights streamed thr
 one row, bytes per second. *Peak*: a large matrix product, floating-point operations per second. One
 decoding step cannot be faster than reading every weight once; a prefill or a training step cannot
 be faster than its matrix products at the peak. The ratio says how near we are, on any machine.
+
+What a machine gives changes from second to second where others use it too. So as many bytes or
+operations as the work needs are spent at the limit right after each run of it, and the ratio is one
+of two medians that met the same disturbances.
 """
 
 import contextlib
@@ -60,41 +64,63 @@ def shape(name: str) -> Config:
     return Config(50257, 1024, c, h, n)
 
 
-def seconds(work, runs: int, before=lambda: None) -> list[float]:
-    """Durations of `runs` calls of work(), sorted, after one that is not counted.
+def timed(work, *arguments) -> float:
+    """Seconds that work(*arguments) takes."""
+    start = time.perf_counter()
+    work(*arguments)
+    return time.perf_counter() - start
 
-    `before` runs, untimed, ahead of each; what it returns is given to `work` unless it is None.
+
+def in_turn(measures, runs: int) -> list[list[float]]:
+    """What each measure, a function that returns seconds, says when all are called in turn.
+
+    Sorted, `runs` of each; a first round is not counted.
     """
-    durations = []
+    rounds = []
     for _ in range(runs + 1):
-        prepared = before()
-        arguments = () if prepared is None else (prepared,)
-        start = time.perf_counter()
-        work(*arguments)
-        durations.append(time.perf_counter() - start)
-    return sorted(durations[1:])
+        rounds.append([])
+        for measure in measures:
+            if len(measures) > 2:  # torch's idle threads, and BLAS's, spin a while in our way
+                time.sleep(0.15)
+            rounds[-1].append(measure())
+    return [sorted(column) for column in zip(*rounds[1:], strict=True)]
 
 
-@dataclass(frozen=True)
 class Limits:
-    """bandwidth in bytes per second, peak in floating-point operations per second."""
+    """This machine's limits, measured with the model's own matrices: bandwidth and peak.
 
-    bandwidth: float
-    peak: float
+    bandwidth in bytes per second, peak in floating-point operations per second, best of `runs`.
+    """
 
+    def __init__(self, model, runs: int = 5):
+        matrices = [p for name, p in model.params.items() if p.ndim == 2 and name != "wpe.weight"]
+        self.pairs = [(np.ones((1, w.shape[0]), w.dtype), w) for w in matrices]
+        self.size = sum(w.nbytes for w in matrices)
+        self.square = np.ones((2048, 2048), model.dtype)
+        self.flops = 2 * 2048**3
+        ((best_read, *_), (best_product, *_)) = in_turn(
+            [lambda: timed(self.read), lambda: timed(self.multiply)], runs
+        )
+        self.bandwidth, self.peak = self.size / best_read, self.flops / best_product
 
-def limits(model, runs: int = 5) -> Limits:
-    """This machine's limits, measured with the model's own matrices. Best of `runs`."""
-    matrices = [p for name, p in model.params.items() if p.ndim == 2 and name != "wpe.weight"]
-    rows = [np.ones((1, w.shape[0]), w.dtype) for w in matrices]
-
-    def stream():
-        for x, w in zip(rows, matrices, strict=True):
+    def read(self):
+        for x, w in self.pairs:
             x @ w
 
-    square = np.ones((2048, 2048), model.dtype)
-    bandwidth = sum(w.nbytes for w in matrices) / seconds(stream, runs)[0]
-    return Limits(bandwidth, 2 * 2048**3 / seconds(lambda: square @ square, runs)[0])
+    def multiply(self):
+        self.square @ self.square
+
+    def seconds(self, size: float = 0, flops: float = 0) -> float:
+        """How long it takes now to read `size` bytes and to multiply with `flops` operations."""
+        total = 0.0
+        for amount, unit, work in (
+            (size, self.size, self.read),
+            (flops, self.flops, self.multiply),
+        ):
+            if amount:
+                times = [timed(work) for _ in range(max(1, round(amount / unit)))]
+                total += amount / unit * statistics.mean(times)
+        return total
 
 
 # ---- the figures --------------------------------------------------------------------------------
@@ -103,18 +129,26 @@ def limits(model, runs: int = 5) -> Limits:
 def prefill(model, limit, rival, runs):
     """Tokens per second of reading a prompt into an empty cache, to the next token's logits."""
     for t in (t for t in PREFILL if t <= model.config.n_ctx):
-        tokens = _tokens(model, 1, t)
-        with memory.kept():  # as in `generate`
-            times = seconds(lambda c: sample.read(model, tokens, c), runs, model.cache)  # noqa: B023
-        flops = sum(prefill_flops(model.config, t).values())
-        theirs = rival and seconds(lambda: rival.prefill(tokens), runs)  # noqa: B023
-        yield _rate(f"prefill {t}", t, times, flops / limit.peak, theirs)
+        yield _prefill(model, limit, rival, runs, t)
+
+
+def _prefill(model, limit, rival, runs, t):
+    tokens = _tokens(model, 1, t)
+    flops = sum(prefill_flops(model.config, t).values())
+    measures = [
+        lambda: timed(sample.read, model, tokens, model.cache()),
+        lambda: limit.seconds(flops=flops),
+    ]
+    if rival:
+        measures.append(lambda: timed(rival.prefill, tokens))
+    with memory.kept():  # as in `generate`
+        return _rate(f"prefill {t}", t, *in_turn(measures, runs))
 
 
 def decode(model, limit, rival, runs):
     """Tokens per second of single steps at several lengths of context."""
     for s in (s for s in CONTEXTS if s < model.config.n_ctx):
-        yield _decode(model, limit, rival, runs, 1, s)
+        yield _decode(model, limit, rival, runs, 1, s, f"decode at {s}")
 
 
 def decode_batches(model, limit, rival, runs):
@@ -124,45 +158,46 @@ def decode_batches(model, limit, rival, runs):
         yield _decode(model, limit, rival, runs, batch, s, f"decode {batch} rows, context {s}")
 
 
-def _decode(model, limit, rival, runs, batch, s, name=None):
+def _decode(model, limit, rival, runs, batch, s, name):
     steps = min(16, model.config.n_ctx - s)
-    cache, token = model.cache(batch), _tokens(model, batch, 1)
-    sample.read(model, _tokens(model, batch, s), cache)
+    context, token = _tokens(model, batch, s), _tokens(model, batch, 1)
+    cache = model.cache(batch)
+    sample.read(model, context, cache)
 
     def work():
         for _ in range(steps):
             model.forward(token, cache, only_last=True)
         cache.length = s
 
-    size = weight_bytes(model) + batch * s * cache_bytes(model)
-    theirs = rival and rival.decode(_tokens(model, batch, s), token, steps, runs)
-    times = seconds(work, runs)
-    return _rate(
-        name or f"decode at {s}", batch * steps, times, steps * size / limit.bandwidth, theirs
-    )
+    size = steps * (weight_bytes(model) + batch * s * cache_bytes(model))
+    measures = [lambda: timed(work), lambda: limit.seconds(size=size)]
+    if rival:
+        theirs = rival.decoding(context, token, steps)
+        measures.append(lambda: timed(theirs))
+    return _rate(name, batch * steps, *in_turn(measures, runs))
 
 
 def training(model, limit, rival, runs):
     """Tokens per second of a whole step: forward, backward, clipping, AdamW."""
-    params = {name: p.copy() for name, p in model.params.items()}
+    trained = GPT2(model.config, {name: p.copy() for name, p in model.params.items()})
     for batch, t in ((b, t) for b, t in TRAINING if t <= model.config.n_ctx):
-        tokens = _tokens(model, batch, t)
-        trained = GPT2(model.config, params)
-        state = optim.adam_state(params)
-        steps = train.train(
-            trained,
-            iter(lambda: (tokens, tokens, np.ones(tokens.shape, bool)), None),  # noqa: B023
-            train.Settings(steps=10**6, lr=1e-6),
-            state,
-        )
-        times = seconds(lambda: next(steps), runs)  # noqa: B023
-        steps.close()  # so that the rival is measured without `memory.kept`, as it is by itself
-        flops = 3 * sum(training_flops(model.config, t).values()) * batch
-        # AdamW reads p, g, m, v and writes p, m, v
-        size = 7 * sum(p.nbytes for p in params.values())
-        theirs = rival and rival.training(tokens, runs)
-        best = flops / limit.peak + size / limit.bandwidth
-        yield _rate(f"training step {batch} x {t}", batch * t, times, best, theirs)
+        yield _training(trained, limit, rival, runs, batch, t)
+
+
+def _training(model, limit, rival, runs, batch, t):
+    tokens = _tokens(model, batch, t)
+    same = iter(lambda: (tokens, tokens, np.ones(tokens.shape, bool)), None)
+    settings = train.Settings(steps=10**6, lr=1e-6)
+    steps = train.train(model, same, settings, optim.adam_state(model.params))
+    flops = 3 * sum(training_flops(model.config, t).values()) * batch
+    # AdamW reads p, g, m, v and writes p, m, v
+    size = 7 * sum(p.nbytes for p in model.params.values())
+    durations = in_turn([lambda: timed(next, steps), lambda: limit.seconds(size, flops)], runs)
+    steps.close()  # so that the rival is measured without `memory.kept`, as it is by itself
+    if rival:
+        theirs = rival.training(tokens)
+        durations += in_turn([lambda: timed(theirs)], runs)
+    return _rate(f"training step {batch} x {t}", batch * t, *durations)
 
 
 def bpe(runs, megabytes: float = 1.0):
@@ -177,12 +212,12 @@ def bpe(runs, megabytes: float = 1.0):
     common = rng.choice(len(words), int(megabytes * 1.8e5), p=odds / odds.sum())
     text = "".join(words[i] for i in common)
     size = len(text.encode("utf-8"))
-    encode = seconds(lambda t: t.encode(text), runs, Tokenizer.gpt2)
     ids = vocabulary.encode(text)
-    for name, times in (
-        ("encode", encode),
-        ("decode", seconds(lambda: vocabulary.decode(ids), runs)),
-    ):
+    measures = [
+        lambda: timed(Tokenizer.gpt2().encode, text),  # a new one, its cache empty
+        lambda: timed(vocabulary.decode, ids),
+    ]
+    for name, times in zip(("encode", "decode"), in_turn(measures, runs), strict=True):
         yield _rate(f"BPE {name}, random words", size / 1e6, times, unit="MB/s")
 
 
@@ -289,6 +324,7 @@ def _tokens(model, batch, t):
 
 
 def _rate(work, amount, times, best=None, theirs=None, unit="tokens/s"):
+    """A row, from durations of ours, of as much at the limit, and of torch's."""
     middle = statistics.median(times)
     return Row(
         work,
@@ -296,7 +332,7 @@ def _rate(work, amount, times, best=None, theirs=None, unit="tokens/s"):
         unit,
         amount / times[-1],
         amount / times[0],
-        best / middle if best else None,
+        statistics.median(best) / middle if best else None,
         statistics.median(theirs) / middle if theirs else None,
     )
 
@@ -316,7 +352,7 @@ def bench(model, tokenizer=None, runs: int = 5, rival=None, folder=None):
     the model can be loaded from, for the rows on loading and memory. rival: a
     `Torch(config)` to be measured beside each row on the same threads.
     """
-    limit = limits(model, runs)
+    limit = Limits(model, runs)
     yield Row("limit: bandwidth", limit.bandwidth / 1e9, "GB/s", *[limit.bandwidth / 1e9] * 2)
     yield Row("limit: matrix product", limit.peak / 1e9, "GFLOP/s", *[limit.peak / 1e9] * 2)
     if folder:
@@ -371,19 +407,22 @@ class Torch:
         with self.torch.inference_mode():
             self.model(self.torch.tensor(tokens), use_cache=True, logits_to_keep=1)
 
-    def decode(self, context, token, steps, runs):
+    def decoding(self, context, token, steps):
+        """A function that decodes `steps` times after the context, and forgets it again."""
         torch = self.torch
         with torch.inference_mode():
             past = self.model(torch.tensor(context), use_cache=True).past_key_values
 
-            def work():
+        def work():
+            with torch.inference_mode():
                 for _ in range(steps):
                     self.model(torch.tensor(token), past_key_values=past, use_cache=True)
                 past.crop(-steps)  # counted from the end
 
-            return seconds(work, runs)
+        return work
 
-    def training(self, tokens, runs):
+    def training(self, tokens):
+        """A function that takes one training step."""
         tokens = self.torch.tensor(tokens)
         optimizer = self.torch.optim.AdamW(self.model.parameters(), lr=1e-6, weight_decay=0.1)
 
@@ -393,7 +432,7 @@ class Torch:
             optimizer.step()
             optimizer.zero_grad()
 
-        return seconds(work, runs)
+        return work
 
 
 def cost_curves(model, runs: int = 3) -> dict[str, tuple]:
@@ -411,7 +450,7 @@ def cost_curves(model, runs: int = 3) -> dict[str, tuple]:
     Measured up to n_ctx, predicted on to where the two terms have crossed. Returns
     panel -> (lengths, measured, {name of a prediction: (lengths, values)}).
     """
-    config, limit = model.config, limits(model, runs)
+    config, limit = model.config, Limits(model, runs)
     longest = int(np.log2(config.n_ctx))
     lengths = np.array([2**i for i in range(min(4, longest), longest + 1)])
     at = 2 ** np.arange(min(4, longest), int(np.log2(24 * config.n_embd)) + 1)
@@ -433,27 +472,28 @@ def cost_curves(model, runs: int = 3) -> dict[str, tuple]:
         },
         "prefill, bytes": {"keys and values": (at, cached)},
     }
-    measured = ([], [], [])
-    for n in lengths.tolist():
-        tokens = _tokens(model, 1, n)
-        times = seconds(lambda c: sample.read(model, tokens, c), runs, model.cache)  # noqa: B023
-        measured[0].append(statistics.median(times))
-        tracemalloc.start()  # NumPy tells it of its arrays; the cache counts as far as it is used
-        cache = model.cache()
-        unused = sum(x.nbytes for x in cache.k + cache.v) - n * cache_bytes(model)
-        sample.read(model, tokens, cache)
-        measured[2].append(tracemalloc.get_traced_memory()[1] - unused)
-        tracemalloc.stop()
-
-        def step(cache=cache, n=n):
-            cache.length = n - 1
-            model.forward([0], cache, only_last=True)
-
-        measured[1].append(statistics.median(seconds(step, 3 * runs)))
+    measured = zip(*(_cost(model, n, runs) for n in lengths.tolist()), strict=True)
     return {
         panel: (lengths, np.array(values), predicted[panel])
         for panel, values in zip(predicted, measured, strict=True)
     }
+
+
+def _cost(model, n, runs):
+    """Of n tokens: seconds of the prefill, seconds of a step with the last of them, bytes held."""
+    tokens, cache = _tokens(model, 1, n), model.cache()
+    tracemalloc.start()  # NumPy tells it of its arrays
+    sample.read(model, tokens, cache)
+    held = tracemalloc.get_traced_memory()[1] + n * cache_bytes(model)
+    tracemalloc.stop()
+
+    def step():
+        cache.length = n - 1
+        model.forward([0], cache, only_last=True)
+
+    (read,) = in_turn([lambda: timed(sample.read, model, tokens, model.cache())], runs)
+    (one,) = in_turn([lambda: timed(step)], 3 * runs)
+    return statistics.median(read), statistics.median(one), held
 
 
 @contextlib.contextmanager

@@ -26,8 +26,9 @@ def kept():
     if not hasattr(libc, "mallopt"):
         yield
         return
-    libc.mallopt(MMAP_THRESHOLD, 2**30)  # smaller pieces come from memory that can be kept
-    libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)  # which is not given back before so much is free
+    # Smaller pieces come from memory that can be kept; an older glibc takes at most 2**25 here.
+    libc.mallopt(MMAP_THRESHOLD, 2**30) or libc.mallopt(MMAP_THRESHOLD, 2**25)
+    libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)  # and it is kept up to so much
     try:
         yield
     finally:  # the largest that glibc comes to by itself, as arrays of many sizes are freed

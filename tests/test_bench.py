@@ -34,12 +34,28 @@ def test_weight_bytes_leave_out_the_positions(gpt):
     assert bench.weight_bytes(gpt) == total - gpt.params["wpe.weight"].nbytes
 
 
-def test_seconds_calls_once_more_than_it_counts():
+def test_measures_are_called_in_turn_and_the_first_round_does_not_count():
     calls = []
-    durations = bench.seconds(calls.append, 4, lambda: "prepared")
-    assert calls == ["prepared"] * 5
-    assert len(durations) == 4
-    assert durations == sorted(durations)
+
+    def measure(name, times):
+        def call():
+            calls.append(name)
+            return times.pop(0)
+
+        return call
+
+    a, b = bench.in_turn([measure("a", [9, 3, 1]), measure("b", [9, 2, 4])], 2)
+    assert calls == ["a", "b"] * 3
+    assert (a, b) == ([1, 3], [2, 4])
+
+
+def test_limits_are_spent_on_as_much_as_is_asked_for(gpt, monkeypatch):
+    limit = bench.Limits(gpt, runs=1)
+    assert limit.size == sum(w.nbytes for _, w in limit.pairs) > 0
+    monkeypatch.setattr(bench, "timed", lambda work: {"read": 2.0, "multiply": 3.0}[work.__name__])
+    assert limit.seconds(size=2.5 * limit.size) == pytest.approx(5)
+    assert limit.seconds(flops=limit.flops / 10) == pytest.approx(0.3)
+    assert limit.seconds(limit.size, limit.flops) == pytest.approx(5)
 
 
 def test_official_shapes_and_no_others():

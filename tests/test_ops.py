@@ -205,7 +205,7 @@ def laid_out(a, axes):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("width", (1, 63, 64, 65, 128, 150))
+@pytest.mark.parametrize("width", (1, 63, 64, 150, 1024, 2300))
 def test_few_rows_are_multiplied_as_many_are(width, dtype):
     """A single new token and a whole batch take different paths through a matrix product."""
     x = normal(61, 40, 7).astype(dtype)
@@ -213,7 +213,7 @@ def test_few_rows_are_multiplied_as_many_are(width, dtype):
     table = normal(64, width, 7).astype(dtype)
     line = {"float32": NOISE, "float64": 1e-14}[dtype]
     exact = x.astype("f8") @ w.astype("f8") + b, x.astype("f8") @ table.T.astype("f8")
-    for rows in (1, 2, 3, 15, 16, 17, 40):
+    for rows in (1, 2, 3, 4, 8, 9, 40):
         for y, expected in zip(
             (ops.linear(x[:rows], w, b), ops.unembed(x[:rows], table)), exact, strict=True
         ):
