@@ -334,7 +334,11 @@ SAYS = {
     "mlp": "210 of 210 values of the result (2, 7, 15) are wrong",
     "block": "block raised RecursionError: maximum recursion depth exceeded",
     "gpt2": "gpt2 raised MemoryError",
-    "cross_entropy": "cross_entropy raised TypeError: it returned nothing (None)",
+    # the worker is dead either way; its child may or may not be in time to say that it goes on
+    "cross_entropy": (
+        "cross_entropy raised TypeError: it returned nothing (None)",
+        "cross_entropy crashed the process (Killed)",
+    ),
 }
 
 
@@ -347,7 +351,8 @@ def test_tricks_and_accidents_cost_the_points_of_one_function(
     results = grade.grade(tmp_path / "student.py", model, tokenizer, only=names, seconds=1)
     assert {r.check.name: r.score for r in results if r.score} == {"softmax_backward": 4}
     for result in results[:-1]:  # each function's own words
-        assert SAYS[result.check.name] in result.message
+        said = SAYS[result.check.name]
+        assert any(text in result.message for text in ([said] if isinstance(said, str) else said))
     assert "It printed: mlp 3 / 3 ?[2J passed" in by_name(results)["mlp"].message
     assert list(tmp_path.iterdir()) == [tmp_path / "student.py"]  # nor is a cache left there
 
