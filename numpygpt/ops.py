@@ -331,7 +331,7 @@ def unembed(x, table):
         return (x_rows @ table.T).reshape(*x.shape[:-1], -1)
     # Row by row for the same reason as in `_product`, and in blocks of the table: all of it is too
     # large to be still in cache when the second row needs it.
-    y = np.empty((len(x_rows), len(table)), x.dtype)
+    y = np.empty((len(x_rows), len(table)), np.result_type(x, table))
     for start in range(0, len(table), BLOCK):
         block = slice(start, start + BLOCK)
         for i in range(len(x_rows)):
