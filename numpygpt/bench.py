@@ -249,9 +249,7 @@ def footprint(folder, config):
     tail = "\nfrom numpygpt import bench\nprint(bench.peak_memory(), size)"
     works = {"memory, first token": "model.forward([0])"}
     if config.n_ctx >= 1024:
-        works["memory, prefill 1024"] = (
-            "sample.read(model, np.zeros((1, 1024), int), model.cache())"
-        )
+        works["memory, prefill 1024"] = "next(sample.generate(model, [0] * 1024, 1))"
     if config.n_ctx >= 64:
         works["memory, training 4 x 64"] = "step(4, 64)"
     for name, work in works.items():

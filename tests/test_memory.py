@@ -39,7 +39,7 @@ def measured(lines):
 def test_what_was_freed_is_used_again_without_page_faults():
     (without,) = measured("print(layers())")
     (kept,) = measured("with memory.kept(): print(layers())")
-    assert kept < 100 < 10_000 < without  # 40 arrays of 768 pages
+    assert kept < min(100, without)  # 30,720 pages of 4 kB, or as many larger ones as hold them
 
 
 @pytest.mark.skipif(not GLIBC, reason="only glibc has this to set")
