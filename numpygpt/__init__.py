@@ -4,8 +4,8 @@
     model, tokenizer = numpygpt.load("tales")
     logits, _ = model.forward(tokenizer.encode("Once upon a time"))
 
-`import numpygpt` loads nothing, not even NumPy: each name below, and each file as
-`numpygpt.trace`, is fetched when it is used.
+`import numpygpt` loads nothing, not even NumPy: each name below, and each file or folder as
+`numpygpt.ops`, is fetched when it is used.
 """
 
 import importlib
@@ -14,8 +14,8 @@ __version__ = "0.1.0"
 
 # name -> the file it is in
 PUBLIC = {
-    "load": "pretrained",
-    "save": "checkpoint",
+    "load": "files.pretrained",
+    "save": "files.checkpoint",
     "generate": "sample",
     "Tokenizer": "bpe",
     "GPT2": "model",

@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from numpygpt import analyze, model
+from numpygpt import model
+from numpygpt.look import analyze
 
 SMALL = model.Config(n_vocab=29, n_ctx=11, n_embd=12, n_head=3, n_layer=2, n_inner=20)
 

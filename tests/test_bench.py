@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import numpygpt
-from numpygpt import analyze, bench, cli, model
+from numpygpt import cli, model
+from numpygpt.check import bench
+from numpygpt.look import analyze
 
 CONFIG = model.Config(n_vocab=280, n_ctx=160, n_embd=24, n_head=3, n_layer=2)
 TEXT = "A cat sat on a mat, and the cat saw a rat. The rat ran, so the cat ran too.\n" * 9

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import numpygpt
-from numpygpt import checkpoint
-from numpygpt.checkpoint import from_arrays, load_folder, official_name, save
+from numpygpt.files import checkpoint
+from numpygpt.files.checkpoint import from_arrays, load_folder, official_name, save
 from numpygpt.formats import CheckpointError, safetensors, tensorflow
 from numpygpt.model import GPT2, Config, as_dtype, parameter_shapes
 

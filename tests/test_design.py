@@ -10,8 +10,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "numpygpt"
 
-# Reading order. A room may use the rooms named beside it and no others: numbers flow one way.
-ROOMS = {
+# The book, in reading order. A file may use those beside it and no others: numbers flow one way.
+BOOK = {
     "ops": "",
     "model": "ops",
     "bpe": "",
@@ -19,35 +19,25 @@ ROOMS = {
     "sample": "memory ops",
     "data": "",
     "optim": "ops",
-    "train": "memory optim formats",
+    "train": "memory optim",
     "evaluate": "ops",
-    "trace": "model ops",
-    "mistakes": "model ops bpe sample optim",
-    "diagnose": "model mistakes trace",
-    "assignment": "model ops bpe sample optim mistakes",
-    "grade": "assignment grade_worker",
-    "grade_worker": "",
-    "analyze": "model ops",
-    "plot": "",
-    "bench": "memory analyze checkpoint optim sample train bpe model",
-    "formats": "formats",
-    "formats.dump": "formats",
-    "formats.safetensors": "formats",
-    "formats.tensorflow": "formats",
-    "checkpoint": "model bpe formats",
-    "download": "formats",
-    "pretrained": "checkpoint download model bpe formats",
-    "measure": "model ops sample evaluate optim",
-    "published": "measure model download",
 }
-ANYTHING = {"cli", "__init__", "__main__"}  # the doors of the house itself
+# The workshop: its rooms may use any file of the book, themselves and the rooms beside them.
+WORKSHOP = {
+    "formats": "",
+    "files": "formats",
+    "look": "",
+    "check": "formats files look",
+    "course": "check",
+}
+ANYTHING = {"__init__", "__main__"}  # the doors of the house itself
 DOORS = {
     "regex": {"bpe"},
-    "requests": {"download"},
-    "matplotlib": {"plot"},
-    "tqdm": {"cli"},
-    "torch": {"bench"},  # only to be measured beside, where it happens to be installed
-    "transformers": {"bench"},
+    "requests": {"files.download"},
+    "matplotlib": {"look.plot"},
+    "tqdm": {"cli.training", "cli.models", "cli.measuring"},
+    "torch": {"check.bench"},  # only to be measured beside, where it happens to be installed
+    "transformers": {"check.bench"},
 }
 STANDARD = set(sys.stdlib_module_names) | {"numpy"}
 
@@ -75,17 +65,24 @@ def imports(path):
             yield from ((f"numpygpt.{a.name}" for a in node.names) if whole else [node.module])
 
 
-def test_every_file_is_a_room_of_the_plan():
-    assert set(files()) <= set(ROOMS) | ANYTHING
+def room(name):
+    return name.split(".")[0]
+
+
+def test_every_file_is_in_a_room_of_the_plan():
+    assert {room(name) for name in files()} <= set(BOOK) | set(WORKSHOP) | ANYTHING | {"cli"}
     for path in files().values():
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
 
 
 @pytest.mark.parametrize("name", sorted(set(files()) - ANYTHING))
-def test_a_room_uses_the_rooms_it_may(name):
+def test_a_file_uses_the_rooms_it_may(name):
     used = {module for module in imports(files()[name]) if module.split(".")[0] == "numpygpt"}
-    used = {module.split(".")[1] for module in used if "." in module}
-    assert used <= set(ROOMS[name].split())
+    used = {module.split(".")[1] for module in used if "." in module} - {room(name)}
+    if name in BOOK:  # the book imports no folder of the workshop
+        assert used <= set(BOOK[name].split())
+    elif room(name) in WORKSHOP:
+        assert used <= set(BOOK) | set(WORKSHOP[room(name)].split())
 
 
 @pytest.mark.parametrize("name", sorted(files()))
@@ -96,20 +93,19 @@ def test_doors_are_narrow(name):
 
 
 def test_the_plan_has_no_circles():
-    todo, done = {name: set(uses.split()) for name, uses in ROOMS.items()}, {"formats"}
-    while ready := [name for name, uses in todo.items() if uses <= done and name != "formats"]:
-        done |= set(ready)
-        todo = {name: uses for name, uses in todo.items() if name not in ready}
-    assert set(todo) <= {"formats"}
+    """Each line of the plan names only what stands above it."""
+    for plan in (BOOK, WORKSHOP):
+        above = set()
+        for name, uses in plan.items():
+            assert set(uses.split()) <= above
+            above.add(name)
 
 
-def test_the_readme_lists_the_rooms_in_reading_order():
-    """A room uses those listed above it; `formats` itself only defines the error of its rooms."""
+def test_the_readme_lists_the_book_in_reading_order():
     readme = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
-    order = [name.replace("/", ".") for name in re.findall(r"^\| `([\w/]+)\.py`", readme, re.M)]
-    for name in set(order) - ANYTHING:
-        used = set(ROOMS[name].split()) - {"formats"}
-        assert used <= set(order[: order.index(name)]), name
+    order = [name for name in re.findall(r"^\| `(\w+)\.py`", readme, re.M) if name in BOOK]
+    for name in order:
+        assert set(BOOK[name].split()) <= set(order[: order.index(name)]), name
 
 
 def test_importing_the_package_opens_no_door():

@@ -11,10 +11,10 @@ import pytest
 from golden import models
 
 from numpygpt import ops
-from numpygpt.diagnose import Case, as_json, diagnose, report
-from numpygpt.mistakes import MISTAKES, apply, rounded_results, to_bfloat16, to_float16
+from numpygpt.check.diagnose import Case, as_json, diagnose, report
+from numpygpt.check.mistakes import MISTAKES, apply, rounded_results, to_bfloat16, to_float16
+from numpygpt.check.trace import align, replay
 from numpygpt.model import GPT2, Config, with_ops
-from numpygpt.trace import align, replay
 
 with np.load(models.GOLDEN / "trace_ports.npz") as _file:
     PORTS = dict(_file)

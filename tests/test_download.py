@@ -21,9 +21,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from numpygpt import cli, download
+from numpygpt import cli
 from numpygpt.cli import main
-from numpygpt.download import DownloadError, File, Patience
+from numpygpt.files import download
+from numpygpt.files.download import DownloadError, File, Patience
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[1]
@@ -666,7 +667,8 @@ def test_a_full_disk_keeps_what_arrived(get, tmp_path, monkeypatch):
 def test_a_real_limit_of_the_system(get, server, tmp_path):
     script = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000));"
-        f"from numpygpt import download; download.download('gpt-nano-sort', {str(tmp_path)!r},"
+        "from numpygpt.files import download;"
+        f"download.download('gpt-nano-sort', {str(tmp_path)!r},"
         f"mirror={server.url!r}, trust_mirror=True)"
     )
     server.files |= {"gpt-nano-sort-model.json": BIG, "gpt-nano-sort-t0-partials.json": SMALL}
@@ -700,7 +702,8 @@ needs_sigkill = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKI
 @needs_sigkill
 def test_killed_while_bytes_trickle_in(get, server, tmp_path):
     script = (
-        f"from numpygpt import download; download.download('gpt-nano-sort', {str(tmp_path)!r},"
+        "from numpygpt.files import download;"
+        f"download.download('gpt-nano-sort', {str(tmp_path)!r},"
         f"mirror={server.url!r}, trust_mirror=True)"
     )
     model = "gpt-nano-sort-model.json"
@@ -728,7 +731,7 @@ def test_killed_while_bytes_trickle_in(get, server, tmp_path):
 EVERY_STEP = """
 import os, shutil, signal, sys
 import requests
-from numpygpt import download
+from numpygpt.files import download
 from numpygpt.formats import tensorflow
 folder, url = sys.argv[1:]
 names = ("a.json", "b.bin")
@@ -832,7 +835,7 @@ def test_a_bar_on_a_terminal_and_ctrl_c(server, offer, tmp_path, monkeypatch):
 
 def test_a_model_that_is_not_here_is_fetched_if_somebody_watches(empty_home, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(cli, "_fetch", lambda name: asked.append(name) or GOLDEN)
+    monkeypatch.setattr(cli.models, "fetch", lambda name: asked.append(name) or GOLDEN)
     assert main(["info", "gpt2"]) != 0
     assert "run `numpygpt download gpt2`" in capsys.readouterr().err and asked == []
     monkeypatch.setattr(sys, "stderr", Terminal())
@@ -846,7 +849,8 @@ def test_a_model_that_is_not_here_is_fetched_if_somebody_watches(empty_home, mon
 def test_the_folder_of_the_weights(tmp_path, monkeypatch):
     monkeypatch.delenv("NUMPYGPT_WEIGHTS", raising=False)
     assert download.weights_folder() == ROOT / "weights"
-    monkeypatch.setattr(download, "__file__", str(tmp_path / "site-packages/numpygpt/download.py"))
+    installed = tmp_path / "site-packages" / "numpygpt" / "files" / "download.py"
+    monkeypatch.setattr(download, "__file__", str(installed))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(sys, "platform", "linux")
     assert download.weights_folder() == tmp_path / "numpygpt"
@@ -939,5 +943,5 @@ def test_the_record_says_from_where_and_what(get, server, tmp_path):
 
 
 def test_importing_numpygpt_does_not_load_requests():
-    script = "import sys, numpygpt, numpygpt.download; sys.exit('requests' in sys.modules)"
+    script = "import sys, numpygpt, numpygpt.files.download; sys.exit('requests' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0

@@ -6,8 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from numpygpt import checkpoint, cli, data, evaluate, model
+from numpygpt import cli, data, evaluate, model
 from numpygpt.bpe import Tokenizer
+from numpygpt.files import checkpoint
 
 CONFIG = model.Config(n_vocab=31, n_ctx=8, n_embd=12, n_head=2, n_layer=2)
 

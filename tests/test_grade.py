@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from numpygpt import GPT2, Config, Tokenizer, assignment, grade, grade_worker, init, ops, save
-from numpygpt.assignment import BY_NAME, CHECKS
+from numpygpt import GPT2, Config, Tokenizer, init, ops, save
 from numpygpt.cli import main
+from numpygpt.course import assignment, grade, worker
+from numpygpt.course.assignment import BY_NAME, CHECKS
 
 SOLUTION = Path(__file__).parent / "student_solution.py"
 TEXT = (
@@ -47,7 +48,7 @@ def judged(name, code, fixture):
     cases = [sent for sent, _ in grade.calls(check, fixture)]
     cases = pickle.loads(pickle.dumps(cases))  # theirs to spoil
     with np.errstate(all="ignore"):
-        outcome = grade_worker.call(namespace.get(name), cases)
+        outcome = worker.call(namespace.get(name), cases)
     return grade.judged(check, fixture, json.loads(json.dumps(outcome)))
 
 
@@ -99,7 +100,7 @@ def test_the_starter_gets_nothing_and_a_sentence_for_each(model, tokenizer, tmp_
 
 
 def test_the_starter_has_each_function_with_the_arguments_it_is_called_with(fixture):
-    starter = (Path(grade.__file__).parent / "grade_starter.py.txt").read_text(encoding="utf-8")
+    starter = (Path(grade.__file__).parent / "starter.py.txt").read_text(encoding="utf-8")
     functions = {f.name: f.args for f in ast.parse(starter).body if isinstance(f, ast.FunctionDef)}
     assert list(functions) == [check.name for check in CHECKS]
     for check in CHECKS:

@@ -14,12 +14,13 @@ import pytest
 from golden import models
 
 import numpygpt
-from numpygpt import mistakes, ops, optim, sample
+from numpygpt import ops, optim, sample
 from numpygpt.bpe import Tokenizer, byte_symbols, pre_tokens
-from numpygpt.diagnose import Case, diagnose
-from numpygpt.mistakes import FORWARD, MISTAKES, OTHERS, apply
+from numpygpt.check import mistakes
+from numpygpt.check.diagnose import Case, diagnose
+from numpygpt.check.mistakes import FORWARD, MISTAKES, OTHERS, apply
+from numpygpt.check.trace import CATALOGUE, CLOSE, align, gap, replay
 from numpygpt.model import GPT2, Config, as_dtype
-from numpygpt.trace import CATALOGUE, CLOSE, align, gap, replay
 
 FORWARD_NAMES = [mistake.name for mistake in FORWARD]
 

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from numpygpt import cli, plot
+from numpygpt import cli
+from numpygpt.look import plot
 
 
 def test_loss_curve_draws_steps_mean_and_validation():

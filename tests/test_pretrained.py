@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import numpygpt
-from numpygpt import pretrained
 from numpygpt.bpe import Tokenizer
-from numpygpt.checkpoint import load_folder
+from numpygpt.files import pretrained
+from numpygpt.files.checkpoint import load_folder
 from numpygpt.formats import CheckpointError, safetensors
 
 PACKAGE = Path(numpygpt.__file__).parent
@@ -229,7 +229,7 @@ print(time.process_time() - start, *sorted(sys.modules))
 def test_loading_the_bundle_opens_no_door_it_does_not_need():
     code = f"import sys, numpygpt; numpygpt.load({str(CASES / 'ours')!r}); print(*sys.modules)"
     loaded = set(run(code).split())
-    assert "numpygpt.checkpoint" in loaded
+    assert "numpygpt.files.checkpoint" in loaded
     assert not {"requests", "matplotlib", "tqdm", "http.client"} & loaded
 
 
@@ -237,13 +237,14 @@ def test_every_public_name_is_there_after_import_numpygpt_alone():
     assert run("import numpygpt; print(numpygpt.formats.safetensors.read.__name__)") == "read"
     for name, file in numpygpt.PUBLIC.items():
         assert getattr(numpygpt, name).__module__ == f"numpygpt.{file}"
-    assert run("from numpygpt import *; print(load.__module__)") == "numpygpt.pretrained"
+    assert run("from numpygpt import *; print(load.__module__)") == "numpygpt.files.pretrained"
     assert issubclass(numpygpt.CheckpointError, ValueError)
 
 
 def test_every_file_of_the_package_can_be_reached():
     files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
-    assert set(dir(numpygpt)) == files | {"formats", "__version__"} | set(numpygpt.PUBLIC)
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert set(dir(numpygpt)) == files | rooms | {"__version__"} | set(numpygpt.PUBLIC)
     code = "import numpygpt; print(numpygpt.data.__name__, numpygpt.formats.__name__)"
     assert run(code) == "numpygpt.data numpygpt.formats"
 
@@ -259,8 +260,8 @@ def test_a_name_that_is_not_there():
 def test_a_wheel_gets_every_package_and_the_whole_bundle():
     config = configparser.ConfigParser()
     config.read(PACKAGE.parent / "setup.cfg", encoding="utf-8")
-    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    packages = {"numpygpt", "numpygpt.weights"} | {f"numpygpt.{folder}" for folder in folders}
+    folders = {path.parent.relative_to(PACKAGE.parent) for path in PACKAGE.rglob("__init__.py")}
+    packages = {"numpygpt.weights"} | {".".join(folder.parts) for folder in folders}
     assert set(config["options"]["packages"].split()) == packages
     data = config["options.package_data"]["numpygpt.weights"].split()
     assert {f"tales/{path.name}" for path in (CASES / "ours").iterdir()} <= set(data)

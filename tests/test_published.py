@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 import numpygpt
-from numpygpt import cli, download, measure, mistakes, ops, published, sample
+from numpygpt import cli, ops, sample
 from numpygpt.bpe import Tokenizer
-from numpygpt.measure import Subject
+from numpygpt.check import mistakes, published
+from numpygpt.check.published import measure
+from numpygpt.check.published.measure import Subject
+from numpygpt.files import download
 from numpygpt.model import GPT2, Config, init, parameter_shapes, with_ops
 
 HERE = Path(__file__).parent

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from golden import models
 
-from numpygpt import cli, trace
+from numpygpt import cli
+from numpygpt.check import trace
 from numpygpt.formats import dump, safetensors
 from numpygpt.model import GPT2, Config, with_ops
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from numpygpt import data, model, ops, optim, train
+from numpygpt.files import run
 from numpygpt.formats import CheckpointError, safetensors
 
 CONFIG = model.Config(n_vocab=61, n_ctx=16, n_embd=24, n_head=3, n_layer=2)
@@ -44,8 +45,8 @@ def test_threads_that_share_a_batch_change_rounding_only():
         masks = np.random.default_rng(1).random((30, 4, 16)) < 0.4
         masks[:, 3] = False
         masked = ((x, y, m) for (x, y, _), m in zip(batches, masks, strict=False))
-        run = train.train(gpt, masked, settings, state)
-        losses.append([step.loss for step in run])
+        steps = train.train(gpt, masked, settings, state)
+        losses.append([step.loss for step in steps])
     np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-9)
 
 
@@ -56,10 +57,10 @@ def test_a_run_that_is_saved_and_loaded_goes_on_bit_for_bit(tmp_path):
     other, batches, state = new_run()
     for step in train.train(other, batches, SETTINGS, state):
         if step.number == 11:
-            train.save_run(tmp_path / "run", other, state, SETTINGS)
+            run.save_run(tmp_path / "run", other, state, SETTINGS)
             break
     third, batches, _ = new_run()
-    state = train.load_run(tmp_path / "run", third, SETTINGS)
+    state = run.load_run(tmp_path / "run", third, SETTINGS)
     rest = train.train(third, train.skip(batches, state.step), SETTINGS, state)
     assert [(s.loss, s.grad_norm, s.lr) for s in rest] == whole[11:]
     for name, value in gpt.params.items():
@@ -68,22 +69,22 @@ def test_a_run_that_is_saved_and_loaded_goes_on_bit_for_bit(tmp_path):
 
 def test_a_run_with_other_settings_or_another_model_is_refused(tmp_path):
     gpt, _, state = new_run()
-    train.save_run(tmp_path / "run", gpt, state, SETTINGS)
+    run.save_run(tmp_path / "run", gpt, state, SETTINGS)
     longer = dataclasses.replace(SETTINGS, warmup=6, workers=2)
     with pytest.raises(
         ValueError, match=r"warmup was 5, now 6; workers was 1, now 2\): repeat them"
     ):
-        train.load_run(tmp_path / "run", gpt, longer)
+        run.load_run(tmp_path / "run", gpt, longer)
     for config in (model.Config(61, 16, 24, 3, 1), model.Config(61, 16, 24, 4, 2)):
         other = model.GPT2(config, model.init(config, np.random.default_rng(0)))
         with pytest.raises(ValueError, match="n_layer was 2, now 1|n_head was 3, now 4"):
-            train.load_run(tmp_path / "run", other, SETTINGS)
+            run.load_run(tmp_path / "run", other, SETTINGS)
     with pytest.raises(ValueError, match="the text is another"):
-        train.load_run(tmp_path / "run", gpt, SETTINGS, train.digest("another"))
-    train.load_run(tmp_path / "run", gpt, dataclasses.replace(SETTINGS, lr=1e-4))  # may be lowered
+        run.load_run(tmp_path / "run", gpt, SETTINGS, run.digest("another"))
+    run.load_run(tmp_path / "run", gpt, dataclasses.replace(SETTINGS, lr=1e-4))  # may be lowered
     safetensors.write(tmp_path / "other", gpt.params)
     with pytest.raises(CheckpointError, match="not a training checkpoint"):
-        train.load_run(tmp_path / "other", gpt, SETTINGS)
+        run.load_run(tmp_path / "other", gpt, SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -107,9 +108,9 @@ def test_settings_that_make_no_sense_are_refused(wrong):
 def test_a_log_of_something_else_is_refused(tmp_path):
     (tmp_path / "log").write_text('{"epoch": 1}\n', encoding="utf-8")
     with pytest.raises(ValueError, match="no log of a run"):
-        train.open_log(tmp_path / "log", 3)
+        run.open_log(tmp_path / "log", 3)
     (tmp_path / "log").write_text('{"number": 1}\n{"number": 2}\n{"numb', encoding="utf-8")
-    train.open_log(tmp_path / "log", 1).close()
+    run.open_log(tmp_path / "log", 1).close()
     assert (tmp_path / "log").read_text(encoding="utf-8") == '{"number": 1}\n'
 
 

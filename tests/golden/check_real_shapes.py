@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from make_checkpoint import LAYOUTS, random_model
 
-from numpygpt.checkpoint import load_folder
+from numpygpt.files.checkpoint import load_folder
 
 # The official depth and heads with few numbers a head (64 in truth): n_vocab, n_ctx, n_embd, ...
 SHAPES = {

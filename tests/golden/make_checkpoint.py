@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 import numpygpt  # noqa: E402
-from numpygpt.checkpoint import parameter_shapes  # noqa: E402
+from numpygpt.files.checkpoint import parameter_shapes  # noqa: E402
 
 OUT = HERE / "checkpoint"
 SIZES = 270, 11, 6, 3, 2, 10  # n_vocab, n_ctx, n_embd, n_head, n_layer, n_inner

@@ -27,8 +27,8 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
 
 from test_published import small_rows, stand_in, write_files  # noqa: E402
 
-from numpygpt import published  # noqa: E402
 from numpygpt.bpe import Tokenizer  # noqa: E402
+from numpygpt.check import published  # noqa: E402
 
 TOKENIZER = Tokenizer.gpt2()
 END = 50256

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import ops as right
-from . import optim, sample
-from .bpe import pre_tokens
-from .model import GPT2, with_ops
+from numpygpt import ops as right
+from numpygpt import optim, sample
+from numpygpt.bpe import pre_tokens
+from numpygpt.model import GPT2, with_ops
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from . import model as forward
-from . import ops
-from .model import GPT2, with_ops
+from numpygpt import model as forward
+from numpygpt import ops
+from numpygpt.model import GPT2, with_ops
 
 CLOSE = 1e-5  # relative gap of a tensor; correct float32 code stays below 1e-6
 HIDDEN = -5e3  # a score below this is masked, whatever number the mask is made of

@@ -150,7 +150,7 @@ def weights_folder() -> Path:
     """$NUMPYGPT_WEIGHTS, else `weights/` of the clone this file is in, else the user's cache."""
     if os.environ.get("NUMPYGPT_WEIGHTS"):
         return Path(os.environ["NUMPYGPT_WEIGHTS"])
-    clone = Path(__file__).resolve().parents[1]
+    clone = Path(__file__).resolve().parents[2]
     if (clone / "setup.cfg").is_file() and (clone / "weights").is_dir():
         return clone / "weights"
     return _user_cache() / "numpygpt"

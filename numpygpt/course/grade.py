@@ -4,7 +4,7 @@ Every function of `assignment.py` is checked by itself and earns its points when
 dtypes are right in float64 and in float32 and its arguments are as they were. Where values are
 wrong, all known mistakes are tried: one that gives the student's numbers is named.
 
-The student's code runs in a process of its own (`grade_worker.py`); all comparing is done here.
+The student's code runs in a process of its own (`worker.py`); all comparing is done here.
 """
 
 import json
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from . import grade_worker
-from .assignment import (
+from numpygpt.course import worker
+from numpygpt.course.assignment import (
     BY_NAME,
     CHECKS,
     Check,
@@ -64,7 +64,7 @@ def grade(student, model, tokenizer, adapters=None, only=(), seconds=10.0, memor
     jobs = [(check.name, [sent for sent, _ in calls(check, f)]) for check in checks]
     results = []
     for check, outcome in zip(
-        checks, grade_worker.run(student, adapters, jobs, seconds, memory), strict=True
+        checks, worker.run(student, adapters, jobs, seconds, memory), strict=True
     ):
         known = [result.mistake for result in results if result.mistake]
         results.append(judged(check, f, outcome, known))
@@ -159,7 +159,7 @@ def _judged(check, f, outcome):
 def _opened(outcome):
     """[(label -> array or text, numbers of changed arguments)] of an outcome, and its error."""
     cases = [
-        ({k: grade_worker.unpacked(v) for k, v in case["parts"].items()}, [*case["changed"]])
+        ({k: worker.unpacked(v) for k, v in case["parts"].items()}, [*case["changed"]])
         for case in outcome.get("cases", [])
     ]
     return cases, str(outcome.get("error", ""))
@@ -200,7 +200,7 @@ def _dtype(asked):
 
 
 def _parts(value):
-    return dict(grade_worker.flatten(value))
+    return dict(worker.flatten(value))
 
 
 def _called(check, sent, dtype):
@@ -358,7 +358,7 @@ def write_gradescope(results: list[Result], path: str | os.PathLike):
 def write_starter(path: str | os.PathLike):
     """The file a student begins with: every signature, nothing done. Raises ValueError where there
     is a file already."""
-    text = (Path(__file__).parent / "grade_starter.py.txt").read_text(encoding="utf-8")
+    text = (Path(__file__).parent / "starter.py.txt").read_text(encoding="utf-8")
     try:
         with open(path, "x", encoding="utf-8") as file:
             file.write(text)

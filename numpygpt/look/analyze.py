@@ -5,7 +5,7 @@ Logit lens, attention statistics, parameters, FLOPs, bytes.
 
 import numpy as np
 
-from .model import Config, parameter_shapes
+from numpygpt.model import Config, parameter_shapes
 
 
 def parameter_counts(config: Config, tied: bool = True) -> dict[str, int]:

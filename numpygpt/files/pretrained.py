@@ -5,10 +5,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from . import checkpoint
-from .bpe import Tokenizer
-from .formats import CheckpointError
-from .model import GPT2
+from numpygpt.bpe import Tokenizer
+from numpygpt.files import checkpoint
+from numpygpt.formats import CheckpointError
+from numpygpt.model import GPT2
 
 OFFICIAL_VOCABULARY = range(50257, 50304 + 1)  # tokens, without padding and with
 
@@ -38,7 +38,7 @@ def find(name_or_folder: str | os.PathLike, fetch: Callable[[str], Path] | None 
     if name_or_folder == "tales":
         return _tales()
     # Here, because it takes as long to import as all the rest, and "tales" has no need of it.
-    from . import download
+    from numpygpt.files import download
 
     official = download.ALIASES.get(name_or_folder, name_or_folder)
     if official not in download.HUGGING_FACE_FILES:
@@ -61,7 +61,7 @@ def find(name_or_folder: str | os.PathLike, fetch: Callable[[str], Path] | None 
 
 def _tales():
     """An installed package has its own copy; in a clone it is beside the package."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     places = [package / "weights" / "tales", package.parent / "weights" / "tales"]
     if os.environ.get("NUMPYGPT_WEIGHTS"):
         places.insert(0, Path(os.environ["NUMPYGPT_WEIGHTS"]) / "tales")

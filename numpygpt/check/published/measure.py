@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from . import evaluate, ops, optim, sample
-from .model import GPT2, with_ops
+from numpygpt import evaluate, ops, optim, sample
+from numpygpt.model import GPT2, with_ops
 
 
 class Missing(ValueError):

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import mistakes, ops, optim, sample
-from .bpe import Tokenizer, byte_symbols
-from .model import GPT2, Config, parameter_shapes, with_ops
+from numpygpt import ops, optim, sample
+from numpygpt.bpe import Tokenizer, byte_symbols
+from numpygpt.check import mistakes
+from numpygpt.model import GPT2, Config, parameter_shapes, with_ops
 
 # ---- the right answers ---------------------------------------------------------------------------
 

@@ -25,9 +25,11 @@ from pathlib import Path
 
 import numpy as np
 
-from . import analyze, checkpoint, memory, optim, sample, train
-from .bpe import Tokenizer
-from .model import GPT2, Config, init
+from numpygpt import memory, optim, sample, train
+from numpygpt.bpe import Tokenizer
+from numpygpt.files import checkpoint
+from numpygpt.look import analyze
+from numpygpt.model import GPT2, Config, init
 
 SHAPES = {  # the four official sizes: n_embd, n_head, n_layer
     "124M": (768, 12, 12),
@@ -225,7 +227,7 @@ def start(folder, runs):
     """Seconds of `import numpygpt` beyond Python's own start and NumPy, and of loading a model."""
     code = {
         "import numpygpt": "import numpy\nimport time\ns = time.perf_counter()\nimport numpygpt\n",
-        "load": "import numpygpt, numpygpt.pretrained, time\ns = time.perf_counter()\n"
+        "load": "import numpygpt, numpygpt.files.pretrained, time\ns = time.perf_counter()\n"
         f"numpygpt.load({str(folder)!r})\n",
     }
     for name, lines in code.items():
@@ -246,7 +248,7 @@ def footprint(folder, config):
         "    state = optim.adam_state(model.params)\n"
         "    list(train.train(model, [batch] * 2, train.Settings(steps=2), state))\n"
     )
-    tail = "\nfrom numpygpt import bench\nprint(bench.peak_memory(), size)"
+    tail = "\nfrom numpygpt.check import bench\nprint(bench.peak_memory(), size)"
     works = {"memory, first token": "model.forward([0])"}
     if config.n_ctx >= 1024:
         works["memory, prefill 1024"] = "next(sample.generate(model, [0] * 1024, 1))"

@@ -15,9 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
-from . import download
-from .measure import MEASUREMENTS, Missing, Subject, erf_gelu, find, read_checked, tensor
-from .model import GPT2, Config, with_ops
+from numpygpt.check.published.measure import (
+    MEASUREMENTS,
+    Missing,
+    Subject,
+    erf_gelu,
+    find,
+    read_checked,
+    tensor,
+)
+from numpygpt.files import download
+from numpygpt.model import GPT2, Config, with_ops
 
 
 @dataclass(frozen=True)

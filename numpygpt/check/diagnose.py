@@ -11,9 +11,16 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from .mistakes import FORWARD, MISTAKES, apply, rounded_results, to_bfloat16, to_float16
-from .model import GPT2, as_dtype, with_ops
-from .trace import CLOSE, HIDDEN, compare_records, gap, real, replay
+from numpygpt.check.mistakes import (
+    FORWARD,
+    MISTAKES,
+    apply,
+    rounded_results,
+    to_bfloat16,
+    to_float16,
+)
+from numpygpt.check.trace import CLOSE, HIDDEN, compare_records, gap, real, replay
+from numpygpt.model import GPT2, as_dtype, with_ops
 
 MAX_CAUSES = 5
 HALVES = {"bfloat16": to_bfloat16, "float16": to_float16}  # bfloat16 first: most fit in both

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .bpe import END_OF_TEXT, Tokenizer
-from .formats import CheckpointError, safetensors, tensorflow
-from .model import GPT2, Config, parameter_shapes
+from numpygpt.bpe import END_OF_TEXT, Tokenizer
+from numpygpt.formats import CheckpointError, safetensors, tensorflow
+from numpygpt.model import GPT2, Config, parameter_shapes
 
 WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
 # Our names of the sizes -> theirs, the first that is there: config.json, then hparams.json.

@@ -1,0 +1,80 @@
+"""The same things from a shell: each command one short function that calls one room."""
+
+import argparse
+import contextlib
+import os
+import sys
+
+from numpygpt.cli import comparing, course, looking, measuring, models, text, training
+from numpygpt.cli.shell import say
+
+# NumPy and the rooms are imported by the commands, inside `main`'s try: so Ctrl-C is quiet from the
+# first moment, and `numpygpt --help` does not wait for them.
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return its exit status: 0 done, 1 the work failed, 2 misuse."""
+    args = _parser().parse_args(argv)
+    if hasattr(sys.stdout, "reconfigure"):  # a console that lacks a character shows ?, and goes on
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        status = args.run(args) or 0
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `| head -1`: nobody reads on, so there is nobody to tell
+        _drop_output()
+        return 0
+    except (ValueError, TypeError, OSError, ArithmeticError, MemoryError) as error:
+        if isinstance(error, OSError):
+            _drop_output()
+        say(f"numpygpt: {_sentence(error)}")
+        return _status(error)
+
+
+def _drop_output():
+    """What is still to be written goes nowhere: Python would try again at its end, and complain."""
+    with contextlib.suppress(OSError, ValueError):  # a stdout that is no file, in tests
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _sentence(error):
+    if isinstance(error, UnicodeDecodeError):
+        return f"the text is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start})"
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.strerror}: {error.filename}"
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory for this: {error}"
+    return " ".join(str(error).split())
+
+
+def _status(error):
+    from numpygpt.formats import CheckpointError
+
+    paths = FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError
+    misuse = isinstance(error, (ValueError, TypeError, *paths))
+    return 2 if misuse and not isinstance(error, CheckpointError) else 1
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="numpygpt", description="GPT-2 in plain NumPy.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(run):
+        name = run.__name__.removesuffix("_command")
+        sub = commands.add_parser(name, help=run.__doc__.splitlines()[0], description=run.__doc__)
+        sub.set_defaults(run=run)
+        return sub
+
+    for group in (text, training, models, looking, measuring, comparing, course):
+        group.add(command)
+    for p in (parser, *commands.choices.values()):
+        p.error = _misuse
+    return parser
+
+
+def _misuse(message):
+    """argparse's error without the usage in front: one line."""
+    say(f"numpygpt: {message}")
+    raise SystemExit(2)

@@ -1,0 +1,46 @@
+"""What the commands share: lines on stderr, text from arguments, files and standard input."""
+
+import argparse
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+MODEL = {"default": "tales", "help": "name or folder of a model (default: %(default)s)"}
+
+
+def say(text):
+    """A line on stderr; a training run goes on when nobody reads it any more."""
+    with contextlib.suppress(BrokenPipeError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def text_or_stdin(argument, what):
+    """A text given as an argument, or on standard input where there is none or it is `-`."""
+    if argument not in (None, "-"):
+        return argument
+    if sys.stdin is None or (argument is None and sys.stdin.isatty()):
+        raise ValueError(f"give {what} as an argument or on standard input")
+    return sys.stdin.buffer.read().decode("utf-8")
+
+
+def read(path):
+    return Path(path).read_text(encoding="utf-8")
+
+
+def json_line(path, number, line, keys):
+    try:
+        item = json.loads(line)
+        if all(key in item for key in keys):
+            return item
+    except (ValueError, TypeError):
+        pass
+    raise ValueError(f"{path}, line {number}: it must be a JSON object with {', '.join(keys)}")
+
+
+def positive(text):
+    """An argparse type: an integer that is at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number

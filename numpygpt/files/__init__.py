@@ -1,0 +1,1 @@
+"""Models, vocabularies and runs on disk and on the net."""

@@ -1,0 +1,1 @@
+"""Seeing inside: the numbers of a record, and pictures of them."""
