@@ -14,7 +14,7 @@ from numpygpt.check import mistakes, published
 from numpygpt.check.published import measure
 from numpygpt.check.published.measure import Subject
 from numpygpt.files import download
-from numpygpt.model import GPT2, Config, init, parameter_shapes, with_ops
+from numpygpt.model import GPT2, Config, as_dtype, init, parameter_shapes, with_ops
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden" / "published_standin.json"
@@ -157,7 +157,16 @@ def test_stand_in_meets_what_transformers_computed(
     golden, standing, tokenizer, tmp_path, monkeypatch
 ):
     subject = subject_of(standing, tokenizer, tmp_path, monkeypatch)
-    results = list(published.verify(subject, stand_in_rows(golden["values"])))
+    # Adam turns the noise of a gradient that should be 0 into a step: see make_published.py
+    exact = dataclasses.replace(subject, model=as_dtype(standing, np.float64))
+    training, rest = [], []
+    for row in stand_in_rows(golden["values"]):
+        trains = {check["measure"] == "training" for check in row["checks"]}
+        for trained, rows in ((True, training), (False, rest)):
+            checks = [c for c in row["checks"] if (c["measure"] == "training") == trained]
+            if trained in trains:
+                rows.append(row | {"checks": checks})
+    results = [*published.verify(subject, rest), *published.verify(exact, training)]
     assert [r for r in results if r.verdict != "pass"] == []
     assert len(results) == len(golden["values"]) > 180
     measured = {check["measure"] for row in small_rows() for check in row["checks"]}

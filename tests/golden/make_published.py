@@ -496,7 +496,9 @@ class Reference:
         return float(np.mean(losses)) if mean else losses
 
     def training(self, given, steps, batch, length, beta2, max_norm=None):
-        model = torch_model(**self.settings)
+        """In float64: Adam divides by the size of a gradient, so that one that is nothing but
+        float32 noise moves its parameter as far as any other, and the losses after it differ."""
+        model = torch_model(**self.settings).double()
         same = "ids" in given
         ids = torch.tensor(given["ids"][0] if same else self.stream(given, "training"))
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, betas=(0.9, beta2), eps=1e-8)
