@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import ops
+
 
 def stream_nats(model, ids, stride: int | None = None, batch: int = 8):
     """Total -log p, in nats, of all ids but the first, and how many tokens that is.
@@ -72,9 +74,7 @@ def continuations(model, context: list[int], candidates: list[list[int]]) -> lis
     scored = []
     for row, ids, x in zip(rows, candidates, logits, strict=True):
         x = x[len(row) - 1 - len(ids) : len(row) - 1].astype(np.float64)  # they predict `ids`
-        x -= x.max(-1, keepdims=True)
-        chosen = np.take_along_axis(x, np.array(ids)[:, None], -1)[:, 0]
-        nats = float((np.log(np.exp(x).sum(-1)) - chosen).sum())
+        nats = -float(np.take_along_axis(ops.log_softmax(x), np.array(ids)[:, None], -1).sum())
         scored.append(Scored(nats, len(ids), bool((x.argmax(-1) == ids).all())))
     return scored
 

@@ -4,8 +4,8 @@ A forward takes arrays and returns one new array. Its backward stands under it, 
 gradient of the loss with respect to what the forward returned) and the same arrays, and returns one
 gradient per array, undoing the forward's numbered steps in reverse. Nothing is changed in place for
 the caller (but `into` of `embedding_backward`, where that is asked for) and nothing is remembered
-between calls. Two have no backward: `positions`, which are integers, and `split_qkv`, whose
-backward is to lay three gradients side by side.
+between calls. Three have no backward: `positions`, which are integers, `split_qkv`, whose backward
+is to lay three gradients side by side, and `log_softmax`, through which nothing is trained.
 
 Letters, used everywhere in this package:
 
@@ -341,6 +341,15 @@ def unembed(x, table):
 
 def unembed_backward(dy, x, table):
     return (_rows(dy) @ table).reshape(x.shape), _rows(dy).T @ _rows(x)
+
+
+def log_softmax(x):
+    """y_i = x_i - log sum_j exp(x_j) over the last axis: finite where softmax itself rounds to 0.
+
+    For scores that are only compared or summed; the loss has its own backward below.
+    """
+    shifted = x - x.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 def cross_entropy(logits, targets, mask=None):

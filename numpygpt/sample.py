@@ -1,5 +1,4 @@
-"""From logits to the next id: greedy, temperature, top-k, top-p, beams, drafts;
-one prompt or a batch.
+"""From logits to the next id: greedy, temperature, top-k, top-p; one prompt or a batch.
 
 A model is handed in, never imported. What is asked of it: `config.n_ctx`, `config.n_vocab`,
 `cache(batch)` and `forward(tokens, cache, pads=, only_last=)`; and of the cache: `length`, `pads`,
@@ -68,7 +67,7 @@ def probabilities(logits, temperature: float = 1.0, top_k: int | None = None, to
     FloatingPointError for logits of which one is NaN or infinity.
     """
     _check_filters(temperature, top_k, top_p)
-    _check_logits(logits)
+    check_logits(logits)
     if temperature == 0:
         p = np.zeros_like(logits)
         np.put_along_axis(p, logits.argmax(-1)[..., None], 1, -1)
@@ -94,7 +93,7 @@ def draw(p, u: float) -> int:
 
 
 @dataclass
-class _Row:
+class Row:
     """A sequence on its way. The model sees its ids from `start` on."""
 
     ids: list
@@ -104,6 +103,16 @@ class _Row:
     new: list = field(default_factory=list)  # those of this step
     tail: bytes = b""  # the last bytes of the new text: the beginning of a stop string, perhaps
     reason: str = ""  # why it ended
+
+    def take(self, i: int, ends: Callable):
+        """Append an id; note why the row ends, if it does with this one."""
+        self.ids.append(i)
+        self.new.append(i)
+        self.left -= 1
+        if ends(self, i):
+            self.reason = "stop"
+        elif not self.left:
+            self.reason = "length"
 
 
 def generate(
@@ -119,7 +128,7 @@ def generate(
     rng: np.random.Generator | None = None,
     tokenizer=None,
     at_end: str = "stop",
-    draft: Callable | None = None,
+    draft=None,
 ) -> Iterator[list[list[int]]]:
     """Continue one prompt or many, yielding at every step the new ids of each row.
 
@@ -133,36 +142,41 @@ def generate(
     at_end: what happens when n_ctx ids have been read and the next has no position left. "stop":
         the row ends, after n_ctx - len(prompt) + 1 new ids. "slide": its oldest ids are dropped and
         the last n_ctx // 2 read again, as if the text began there, as often as necessary.
-    draft: `prompt_lookup()` or `draft_model(small)`; for one row. See "drafts" below.
+    draft: `draft.prompt_lookup()` or `draft.draft_model(small)`: several ids a step, for one row.
+        What is drawn is distributed as without one, and greedy ids are the same; see `draft.py`.
 
     Returns (the generator's value: `reasons = yield from generate(...)`) for each row why it ended:
     "length", "stop" or "context". Raises at the call ValueError or TypeError for what does not fit,
     prompts longer than n_ctx among it; "slide" reads their last n_ctx ids.
     """
     _check_filters(temperature, top_k, top_p)
-    _check_count("max_new_tokens", max_new_tokens, 0)
-    _check_count("num_return_sequences", num_return_sequences, 1)
-    prompts = _check_prompts(model.config, prompts, at_end)
+    check_count("max_new_tokens", max_new_tokens, 0)
+    check_count("num_return_sequences", num_return_sequences, 1)
+    prompts = check_prompts(model.config, prompts, at_end)
     count = len(prompts) * num_return_sequences
     if draft is not None and count > 1:
         raise ValueError(f"a draft can serve one row, not {count}: generate them one after another")
+    if draft is not None and not hasattr(draft, "steps"):
+        raise TypeError(f"draft must be one of numpygpt.draft, as prompt_lookup(), not {draft!r}")
     if rng is not None and not (hasattr(rng, "spawn") and hasattr(rng, "random")):
         raise TypeError(
             f"rng must be a NumPy Generator such as np.random.default_rng(7), not {rng!r}"
         )
     rngs = (np.random.default_rng() if rng is None else rng).spawn(count)
     rows = [
-        _Row(list(prompts[i // num_return_sequences]), rngs[i], max_new_tokens)
-        for i in range(count)
+        Row(list(prompts[i // num_return_sequences]), rngs[i], max_new_tokens) for i in range(count)
     ]
     ends = _stop_test(stop, tokenizer)
 
     def distribution(logits):
         return probabilities(logits, temperature, top_k, top_p)
 
-    return _keeping_memory(
-        _generate(model, rows, num_return_sequences, distribution, ends, at_end == "slide", draft)
-    )
+    slide = at_end == "slide"
+    if draft is None:
+        steps = _generate(model, rows, num_return_sequences, distribution, ends, slide)
+    else:
+        steps = draft.steps(model, rows[0], distribution, ends, slide)
+    return _keeping_memory(steps)
 
 
 def _keeping_memory(steps):
@@ -170,47 +184,40 @@ def _keeping_memory(steps):
         return (yield from steps)
 
 
-def _generate(model, rows, copies, distribution, ends, slide, draft):
-    """The loop: distribution, draw, yield, make room, forward. Drafts only make a step longer."""
+def _generate(model, rows, copies, distribution, ends, slide):
+    """The loop: distribution, draw, yield, make room, forward. Row r continues prompt r // copies.
+
+    A row that has ended leaves the batch.
+    """
     if not rows[0].left:
         return ["length"] * len(rows)
     n_ctx = model.config.n_ctx
     for row in rows:
         row.start = max(0, len(row.ids) - n_ctx)
-    cache, logits = _prefill(model, [row.ids[row.start :] for row in rows[::copies]])
+    cache, logits = prefill(model, [row.ids[row.start :] for row in rows[::copies]])
     if copies > 1:
-        each = np.repeat(np.arange(len(logits)), copies)
-        cache, logits = _select(model, cache, each), logits[each]
-    logits = logits[:, None]  # (B, V) -> (B, 1, V)
-    going, drafted, q = rows, [], None
+        prompt_of = np.repeat(np.arange(len(logits)), copies)
+        cache, logits = select(model, cache, prompt_of), logits[prompt_of]
+    going = rows
     while True:
         for row in rows:
             row.new = []
-        for row, p in zip(going, distribution(logits), strict=True):
-            accepted = verify(p, drafted, q, row.rng)
-            _take(row, accepted, ends)
-        # Fewer count: that forgets the rejected ids. What lies behind is overwritten, never read.
-        cache.length -= len(drafted) + 1 - len(accepted)
+        for row, p in zip(going, distribution(logits), strict=True):  # p (V,)
+            row.take(draw(p, row.rng.random()), ends)
         yield [row.new for row in rows]
 
-        slid = _meet_context_end(going, n_ctx, slide)
+        slid = meet_context_end(going, n_ctx, slide)
         still = [i for i, row in enumerate(going) if not row.reason]
         if not still:
             return [row.reason for row in rows]
         if len(still) < len(going):
-            going, cache = [going[i] for i in still], _select(model, cache, still)
+            going, cache = [going[i] for i in still], select(model, cache, still)
         if slid:
-            cache, _ = _prefill(model, [row.ids[row.start : -1] for row in going])
-        room = min(going[0].left, n_ctx - cache.length) - 1
-        if draft is not None and room:
-            drafted, q = draft(going[0].ids, room, distribution, going[0].rng)
-        else:
-            drafted, q = [], None
-        tokens = np.array([[row.ids[-1], *drafted] for row in going])
-        logits, _ = model.forward(tokens, cache, only_last=not drafted)
+            cache, _ = prefill(model, [row.ids[row.start : -1] for row in going])
+        logits = read(model, np.array([row.ids[-1:] for row in going]), cache)
 
 
-def _meet_context_end(rows, n_ctx, slide):
+def meet_context_end(rows, n_ctx, slide):
     """End rows whose last id has no position left, or move their start: true if one was moved."""
     full = [row for row in rows if not row.reason and len(row.ids) - row.start > n_ctx]
     for row in full:
@@ -221,7 +228,7 @@ def _meet_context_end(rows, n_ctx, slide):
     return slide and bool(full)
 
 
-def _prefill(model, windows):
+def prefill(model, windows):
     """Read rows of unequal length, padded at the left: (cache, logits (B, V) after the last id)."""
     longest = max(len(ids) for ids in windows)
     pads = np.array([longest - len(ids) for ids in windows])
@@ -242,7 +249,7 @@ def read(model, tokens, cache, pads=None):
     return None if logits is None else logits[:, -1]
 
 
-def _select(model, cache, rows):
+def select(model, cache, rows):
     """A cache with these rows of the old one, in this order, less the padding common to them.
 
     A key knows its position (from `wpe`), not its column, so it may move to another column.
@@ -255,17 +262,6 @@ def _select(model, cache, rows):
     for old, new in zip(cache.k + cache.v, chosen.k + chosen.v, strict=True):
         new[:, :, : chosen.length] = old[rows, :, first : cache.length]
     return chosen
-
-
-def _take(row, ids, ends):
-    """Append ids to the row, up to the one that ends it."""
-    for i in ids:
-        row.ids.append(i)
-        row.new.append(i)
-        row.left -= 1
-        row.reason = "stop" if ends(row, i) else "" if row.left else "length"
-        if row.reason:
-            return
 
 
 def _stop_test(stop, tokenizer):
@@ -292,169 +288,6 @@ def _stop_test(stop, tokenizer):
     return ends
 
 
-# ---- drafts: speculative decoding ---------------------------------------------------------------
-#
-# One forward over the next id and k drafted ones costs little more than over one alone, and says of
-# every draft whether the model would have drawn it. A draft is a function
-#
-#     (ids so far, room, distribution, rng) -> (at most `room` drafted ids, q)
-#
-# where q (k, V) are the distributions they were drawn from, or None if they were not drawn but
-# certain, and `distribution` turns logits into the distribution that `generate` was asked for.
-
-
-def acceptance(p, q, x: int) -> float:
-    """Probability of accepting x, drawn from q (V,), for a draw from p (V,): min(1, p/q)."""
-    return min(1.0, float(p[x]) / float(q[x]))
-
-
-def residual(p, q):
-    """What to draw from when a draft was rejected: max(0, p - q), normalised.
-
-    An id is drafted and accepted with probability q min(1, p/q) = min(p, q); what p has beyond that
-    is max(0, p - q). So the outcome is distributed as p, whatever q is (Leviathan et al. 2023).
-    """
-    rest = np.maximum(p - q, 0)
-    return rest / rest.sum() if rest.any() else p  # p = q but for rounding
-
-
-def verify(p, drafted: list[int], q, rng) -> list[int]:
-    """The drafted ids up to the first rejected one, then one that is drawn: 1 to k + 1 ids.
-
-    p (k + 1, V): the model's distribution at each draft and behind the last. q (k, V), or None for
-    certain drafts. With a greedy p: the drafts as long as they are the argmax, then the argmax.
-    """
-    if q is None:
-        q = np.zeros((len(drafted), p.shape[-1]), p.dtype)
-        q[np.arange(len(drafted)), drafted] = 1
-    if np.shape(q) != (len(drafted), p.shape[-1]):
-        raise ValueError(
-            f"a draft of {len(drafted)} ids came with q of shape {np.shape(q)}, "
-            f"but the vocabulary has {p.shape[-1]}: draft with a model of the same vocabulary"
-        )
-    for i, x in enumerate(drafted):
-        if rng.random() >= acceptance(p[i], q[i], x):
-            return [*drafted[:i], draw(residual(p[i], q[i]), rng.random())]
-    return [*drafted, draw(p[len(drafted)], rng.random())]
-
-
-def prompt_lookup(n: int = 3, length: int = 8, reach: int = 1024) -> Callable:
-    """A draft that continues as the text did where its last n ids stood before (Saxena 2023).
-
-    It takes the latest such place among the last `reach` ids, so that a step's cost does not grow.
-    """
-    for name, value in (("n", n), ("length", length), ("reach", reach)):
-        _check_count(name, value, 1)
-
-    def propose(ids, room, distribution, rng):
-        text = ids[-reach:]
-        if len(text) <= n:
-            return [], None
-        known = np.array(text)
-        places = np.lib.stride_tricks.sliding_window_view(known[:-1], n)
-        found = np.flatnonzero((places == known[-n:]).all(1))
-        if not found.size:
-            return [], None
-        for i in range(min(length, room)):
-            text.append(text[found[-1] + n + i])  # the copy may run on into itself, as in LZ77
-        return text[len(known) :], None
-
-    return propose
-
-
-def draft_model(model, length: int = 4) -> Callable:
-    """A draft drawn from a smaller model with the same vocabulary.
-
-    It keeps the smaller model's cache from step to step: make one for each `generate`.
-    """
-    _check_count("length", length, 1)
-    n_ctx = model.config.n_ctx
-    cache, seen, start = model.cache(1), [], 0
-
-    def propose(ids, room, distribution, rng):
-        nonlocal seen, start
-        count = min(length, room, n_ctx // 2)
-        if not count:
-            return [], None
-        if not start < len(ids) <= start + n_ctx - count:  # its own window slides, or a new text
-            start = max(0, len(ids) - n_ctx // 2)
-        window = ids[start:]
-        # what the cache shares with the ids; the last must be read, for its logits
-        pairs = enumerate(zip(seen, window[:-1], strict=False))
-        cache.length = next((i for i, (a, b) in pairs if a != b), min(len(seen), len(window) - 1))
-        logits = read(model, np.array([window[cache.length :]]), cache)
-        drafted, q = [], []
-        while len(drafted) < count:
-            if drafted:
-                logits = read(model, np.array([drafted[-1:]]), cache)
-            q.append(distribution(logits)[0])
-            drafted.append(draw(q[-1], rng.random()))
-        seen = window + drafted[:-1]
-        return drafted, np.array(q)
-
-    return propose
-
-
-# ---- beams --------------------------------------------------------------------------------------
-
-
-def beam_search(
-    model, prompt, max_new_tokens: int, num_beams: int, length_penalty=1.0, eos: int | None = None
-) -> list[tuple[list[int], float]]:
-    """The likeliest continuations found by keeping num_beams at every step.
-
-    Returns num_beams times (new ids, score), the best first, where
-    score = log p(new ids) / (their number) ** length_penalty. A beam ends with `eos`, or after
-    max_new_tokens; the search ends when no running beam, scored as it stands, beats the worst of
-    num_beams ended ones (transformers' `early_stopping=False`). Raises as `generate` does.
-    """
-    for name, value in (("max_new_tokens", max_new_tokens), ("num_beams", num_beams)):
-        _check_count(name, value, 1)
-    (prompt,) = _check_prompts(model.config, [prompt], "stop")
-    if len(prompt) + max_new_tokens - 1 > model.config.n_ctx:
-        raise ValueError(
-            f"{len(prompt)} ids and {max_new_tokens} new ones do not fit n_ctx = "
-            f"{model.config.n_ctx}: ask for at most {model.config.n_ctx - len(prompt) + 1}"
-        )
-    cache, logits = _prefill(model, [prompt])
-    beams, scores, ended = [[]], np.zeros((1, 1), logits.dtype), []
-    for length in range(1, max_new_tokens + 1):
-        # (beams, V). Twice num_beams candidates: even if half of them end, num_beams run on.
-        totals = scores + _log_softmax(logits)
-        last = length == max_new_tokens
-        origin, running, scores = [], [], []
-        for rank, at in enumerate(_largest(totals.ravel(), 2 * num_beams)):
-            beam, token = divmod(int(at), totals.shape[1])
-            ids, score = [*beams[beam], token], float(totals[beam, token])
-            if last or token == eos:
-                if rank < num_beams:
-                    ended.append((ids, score / length**length_penalty))
-            elif len(running) < num_beams:
-                origin.append(beam), running.append(ids), scores.append(score)
-        ended = sorted(ended, key=lambda one: -one[1])[:num_beams]
-        worst = ended[-1][1] if len(ended) == num_beams else -math.inf
-        if last or not running or scores[0] / length**length_penalty <= worst:
-            return ended
-        beams, scores = running, np.array(scores, logits.dtype)[:, None]
-        cache = _select(model, cache, origin)
-        logits = read(model, np.array([ids[-1:] for ids in beams]), cache)
-    return ended
-
-
-def _log_softmax(logits):
-    """The logarithm of softmax, which stays finite where softmax itself rounds to 0."""
-    _check_logits(logits)
-    x = logits - logits.max(-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(-1, keepdims=True))
-
-
-def _largest(x, k):
-    """Where the k largest of x stand, the largest first, the first among equals first."""
-    k = min(k, x.size)
-    places = np.flatnonzero(x >= np.partition(x, -k)[-k])
-    return places[np.argsort(-x[places], kind="stable")][:k]
-
-
 # ---- what is refused, and in which words --------------------------------------------------------
 
 
@@ -462,14 +295,14 @@ def _is_int(value):
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _check_count(name, value, least):
+def check_count(name, value, least):
     if not _is_int(value):
         raise TypeError(f"{name} must be an integer, not {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, not {value}")
 
 
-def _check_logits(logits):
+def check_logits(logits):
     if not np.isfinite(logits.max(-1)).all():  # one NaN makes the maximum NaN
         raise FloatingPointError(
             "the model returned logits that are not numbers: its weights or an operation are broken"
@@ -485,12 +318,12 @@ def _check_filters(temperature, top_k, top_p):
             f"temperature must be 0 (greedy) or a positive number, not {temperature!r}"
         )
     if top_k is not None:
-        _check_count("top_k", top_k, 1)
+        check_count("top_k", top_k, 1)
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must be greater than 0 and at most 1, not {top_p!r}")
 
 
-def _check_prompts(config, prompts, at_end):
+def check_prompts(config, prompts, at_end):
     """The prompts as lists of Python ints."""
     if at_end not in ("stop", "slide"):
         raise ValueError(f'at_end must be "stop" or "slide", not {at_end!r}')

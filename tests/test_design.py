@@ -17,6 +17,8 @@ BOOK = {
     "bpe": "",
     "memory": "",
     "sample": "memory ops",
+    "draft": "sample",
+    "beam": "ops sample",
     "data": "",
     "optim": "ops",
     "train": "memory optim",

@@ -118,7 +118,7 @@ def test_every_operation_has_a_backward_and_a_case():
     backwards = {n for n in functions if n.endswith("_backward")}
     assert backwards == {f"{name}_backward" for name in CASES}
     # positions are integers: no gradient; that of split_qkv is written through views
-    assert functions - backwards == {*CASES, "positions", "split_qkv"}
+    assert functions - backwards == {*CASES, "positions", "split_qkv", "log_softmax"}
     assert CASES.keys() == WITH_RESPECT_TO.keys()
 
 
@@ -339,6 +339,16 @@ def test_softmax_of_huge_and_of_hidden_values(dtype):
     assert np.isfinite(y).all()
     dx = ops.softmax_backward(np.ones_like(x), x)
     np.testing.assert_allclose(dx, 0, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_log_softmax_is_the_logarithm_and_stays_finite(dtype):
+    x = normal(53, 3, 7).astype(dtype)
+    tolerance = {"float32": 1e-6, "float64": 1e-15}[dtype]
+    np.testing.assert_allclose(np.exp(ops.log_softmax(x)), ops.softmax(x), rtol=9 * tolerance)
+    y = ops.log_softmax(np.array([[1e4, 0, -1e4]], dtype))
+    assert y.dtype == dtype
+    np.testing.assert_array_equal(y, [[0, -1e4, -2e4]])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

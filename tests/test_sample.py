@@ -1,76 +1,36 @@
-"""Sampling: transformers' distributions and beams, rows that are as if alone, drafts."""
+"""Sampling: transformers' distributions, and rows that are as if alone."""
 
 import collections
-import itertools
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
+from sampling import (
+    N_CTX,
+    PROMPTS,
+    STORED,
+    counting,
+    run,
+    stored_model,
+    without_cache,
+)
 
-from numpygpt.model import GPT2, Config, init, parameter_shapes
+from numpygpt.draft import draft_model, prompt_lookup
+from numpygpt.model import GPT2, Config, init
 from numpygpt.sample import (
     PREFILL,
-    acceptance,
     apply_temperature,
-    beam_search,
-    draft_model,
     draw,
     generate,
     keep_top_k,
     keep_top_p,
     probabilities,
-    prompt_lookup,
-    residual,
-    verify,
 )
-
-GOLDEN = Path(__file__).parent / "golden"
-STORED = np.load(GOLDEN / "sample.npz")
-BEAMS = json.loads((GOLDEN / "sample_beams.json").read_text(encoding="utf-8"))
-PROMPTS = [[5, 17, 2], [30, 9, 9, 28, 3, 7, 11, 12, 13], [8], list(range(2, 17))]
-N_CTX = 17
 
 
 @pytest.fixture(scope="module")
 def model():
-    """The model of the stored beams: 31 tokens, 17 positions, float64."""
-    config = Config(n_vocab=31, n_ctx=N_CTX, n_embd=12, n_head=3, n_layer=2)
-    return GPT2(config, {name: STORED[f"param.{name}"] for name in parameter_shapes(config)})
-
-
-@pytest.fixture(scope="module")
-def small():
-    """Another model of the same vocabulary, with a shorter context, to draft with."""
-    config = Config(n_vocab=31, n_ctx=11, n_embd=6, n_head=2, n_layer=1)
-    params = init(config, np.random.default_rng(3), np.float64)
-    return GPT2(config, {name: value * 9 for name, value in params.items()})
-
-
-def run(*args, **settings):
-    """(ids of each row, why each row ended, steps) of a whole generation."""
-    steps, rows = generate(*args, **settings), None
-    taken = []
-    while True:
-        try:
-            step = next(steps)
-        except StopIteration as stopped:
-            return rows, stopped.value, taken
-        taken.append([list(new) for new in step])
-        rows = [old + new for old, new in zip(rows or [[]] * len(step), step, strict=True)]
-
-
-def without_cache(model, prompt, count, slide=False):
-    """Greedy ids, each from a forward over the whole window and nothing else."""
-    ids, start, n_ctx = list(prompt), max(0, len(prompt) - model.config.n_ctx), model.config.n_ctx
-    for _ in range(count):
-        if len(ids) - start > n_ctx:
-            if not slide:
-                break
-            start = len(ids) - n_ctx // 2
-        ids.append(int(model.forward(np.array(ids[start:]))[0][0, -1].argmax()))
-    return ids[len(prompt) :]
+    return stored_model()
 
 
 # ---- filters ------------------------------------------------------------------------------------
@@ -290,30 +250,6 @@ class Bytes:
         return b"".join(self.pieces[i % 8] for i in ids)
 
 
-class Fixed:
-    """A model that says what it is told, and is no GPT2: id t is followed by follow(t)."""
-
-    def __init__(self, n_vocab, follow, n_ctx=64):
-        self.config = Config(n_vocab=n_vocab, n_ctx=n_ctx, n_embd=1, n_head=1, n_layer=1)
-        self.follow = follow
-
-    def cache(self, batch=1):
-        return type("Cache", (), {"k": [], "v": [], "length": 0, "pads": None})()
-
-    def forward(self, tokens, cache, pads=None, only_last=False):
-        cache.length, cache.pads = (
-            cache.length + tokens.shape[1],
-            cache.pads if pads is None else pads,
-        )
-        p = np.array([[self.follow(int(t)) for t in row] for row in tokens])
-        with np.errstate(divide="ignore"):
-            return np.log(p[:, -1:] if only_last else p), {}
-
-
-def counting(n_vocab=31):
-    return Fixed(n_vocab, lambda t: np.eye(n_vocab)[(t + 1) % n_vocab])
-
-
 @pytest.mark.parametrize(
     "stop, last",
     [
@@ -344,178 +280,6 @@ def test_rows_stop_one_by_one():
     rows, reasons, steps = run(counting(), [[9], [11], [2, 2, 2]], 9, **settings)
     assert rows == [[10, 11], [12, 13, 14], [3, 4, 5, 6]] and reasons == ["stop"] * 3
     assert steps == [[[10], [12], [3]], [[11], [13], [4]], [[], [14], [5]], [[], [], [6]]]
-
-
-# ---- drafts -------------------------------------------------------------------------------------
-
-
-class Script:
-    """In place of a random generator: plays given choices of `grid` equal parts of [0, 1)."""
-
-    def __init__(self, grid, choices):
-        self.grid, self.choices, self.used = grid, choices, 0
-
-    def random(self):
-        if self.used == len(self.choices):
-            self.choices.append(0)
-        self.used += 1
-        return (self.choices[self.used - 1] + 0.5) / self.grid
-
-    def spawn(self, rows):
-        return [self] * rows
-
-
-def exact_distribution(grid, outcome):
-    """Outcome -> probability of outcome(rng), by playing every choice it can meet."""
-    found, choices = collections.Counter(), []
-    while True:
-        script = Script(grid, choices)
-        found[tuple(outcome(script))] += grid**-script.used
-        choices = choices[: script.used]
-        while choices and choices[-1] == grid - 1:
-            choices.pop()
-        if not choices:
-            return found
-        choices[-1] += 1
-
-
-P = np.array([[2, 2, 0, 4], [1, 4, 2, 1], [4, 0, 2, 2]]) / 8
-Q = np.array([[1, 4, 2, 1], [2, 2, 2, 2]]) / 8
-
-
-def test_a_rejected_draft_worked_by_hand():
-    assert [acceptance(P[0], Q[0], x) for x in range(4)] == [1, 0.5, 0, 1]
-    np.testing.assert_array_equal(residual(P[0], Q[0]), [0.25, 0, 0, 0.75])
-    np.testing.assert_array_equal(residual(P[1], Q[1]), [0, 1, 0, 0])
-    np.testing.assert_array_equal(residual(P[0], P[0]), P[0])
-
-
-def test_acceptance_and_residual_give_back_p():
-    rng = np.random.default_rng(17)
-    for _ in range(100):
-        p, q = probabilities(rng.standard_normal((2, 43)) * 3, top_k=29)
-        accepted = np.array([q[x] and q[x] * acceptance(p, q, x) for x in range(43)])
-        np.testing.assert_allclose(accepted + (1 - accepted.sum()) * residual(p, q), p, atol=1e-12)
-
-
-@pytest.mark.parametrize("q", [Q, None])
-def test_verify_draws_from_the_model_whatever_was_drafted(q):
-    """Its 1 to 3 ids, topped up with draws from the rows of P that are left, are draws from P."""
-
-    def outcome(rng):
-        drafted = [3, 1] if q is None else [draw(row, rng.random()) for row in q]
-        return verify(P, drafted, q, rng)
-
-    found = exact_distribution(8, outcome)
-    assert {len(ids) for ids in found} == {1, 2, 3}
-    for ids in itertools.product(range(4), repeat=3):
-        each = P[[0, 1, 2], ids]
-        topped_up = sum(found[ids[:n]] * math.prod(each[n:]) for n in (1, 2, 3))
-        assert math.isclose(topped_up, math.prod(each), abs_tol=1e-12)
-
-
-# Ids that follow 0, 1 and 2. The parts of every residual are multiples of 1/grid, too.
-CHAIN = {
-    4: np.array([[2, 1, 1], [1, 2, 1], [0, 2, 2]]) / 4,
-    6: np.array([[2, 2, 2], [3, 3, 0], [0, 3, 3]]) / 6,
-}
-OTHER = np.array([[1, 2, 1], [2, 0, 2], [1, 1, 2]]) / 4
-
-
-@pytest.mark.parametrize("kind, grid", [("none", 4), ("draft model", 4), ("prompt lookup", 6)])
-def test_what_is_generated_is_distributed_as_without_a_draft(kind, grid):
-    drafted = []
-
-    def spy(draft):
-        def propose(*args):
-            out = draft(*args)
-            drafted.extend(out[0])
-            return out
-
-        return propose
-
-    def outcome(rng):
-        draft = {
-            "none": None,
-            "draft model": spy(draft_model(Fixed(3, OTHER.__getitem__), 2)),
-            "prompt lookup": spy(prompt_lookup(n=1, length=2)),
-        }[kind]
-        rows, _, _ = run(
-            Fixed(3, CHAIN[grid].__getitem__), [2, 1, 0, 2, 1], 3, rng=rng, draft=draft
-        )
-        return rows[0]
-
-    found = exact_distribution(grid, outcome)
-    assert (len(drafted) > 100) == (kind != "none")
-    for ids in itertools.product(range(3), repeat=3):
-        expected = math.prod(CHAIN[grid][[1, *ids[:2]], ids])
-        assert math.isclose(found[ids], expected, abs_tol=1e-12)
-
-
-@pytest.mark.parametrize("at_end", ["stop", "slide"])
-@pytest.mark.parametrize("kind", ["itself", "small", "lookup"])
-@pytest.mark.parametrize("prompt", PROMPTS)
-def test_greedy_ids_do_not_depend_on_the_draft(model, small, kind, at_end, prompt):
-    draft = {
-        "itself": lambda: draft_model(model, 3),
-        "small": lambda: draft_model(small, 4),
-        "lookup": lambda: prompt_lookup(n=1, length=5),
-    }[kind]()
-    rows, reasons, steps = run(model, prompt, 41, temperature=0, draft=draft, at_end=at_end)
-    assert (rows, reasons) == run(model, prompt, 41, temperature=0, at_end=at_end)[:2]
-    if kind == "itself" and len(prompt) == 3 and at_end == "stop":  # all is accepted
-        assert [len(step[0]) for step in steps] == [1, 4, 4, 4, 2]
-
-
-def test_a_draft_does_not_pass_a_stop_or_the_number_asked_for(model):
-    (greedy,), _, _ = run(model, PROMPTS[2], 9, temperature=0)
-    for count in range(1, 9):
-        rows, reasons, _ = run(model, PROMPTS[2], count, temperature=0, draft=draft_model(model))
-        assert rows == [greedy[:count]] and reasons == ["length"]
-    settings = {"temperature": 0, "stop": greedy[3], "draft": draft_model(model)}
-    rows, reasons, _ = run(model, PROMPTS[2], 9, **settings)
-    assert rows == [greedy[: greedy.index(greedy[3]) + 1]] and reasons == ["stop"]
-
-
-def test_a_draft_model_that_meets_a_new_text_reads_it(model):
-    draft = draft_model(model, 3)
-    for prompt in (PROMPTS[3], PROMPTS[0], [5, 17, 4]):
-        _, _, steps = run(model, prompt, 41, temperature=0, draft=draft, at_end="slide")
-        _, _, fresh = run(
-            model, prompt, 41, temperature=0, draft=draft_model(model, 3), at_end="slide"
-        )
-        assert steps == fresh
-
-
-def test_prompt_lookup_worked_by_hand():
-    text = [1, 2, 3, 4, 5, 1, 2, 3, 9, 9, 1, 2, 3]
-    assert prompt_lookup(3, 4)(text, 9, None, None) == ([9, 9, 1, 2], None)  # the latest place
-    assert prompt_lookup(3, 4)(text, 2, None, None) == ([9, 9], None)
-    assert prompt_lookup(4, 4)(text, 9, None, None) == ([], None)
-    assert prompt_lookup(2, 6)([7, 8, 7, 8, 7], 9, None, None) == ([8, 7, 8, 7, 8, 7], None)
-    assert prompt_lookup(1, 3, reach=3)([5, 6, 5, 7, 5], 9, None, None) == ([7, 5, 7], None)
-    assert prompt_lookup(3, 4)([1, 2, 3], 9, None, None) == ([], None)
-
-
-# ---- beams --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("case", BEAMS, ids=lambda case: f"{case['num_beams']}-{case['eos']}")
-def test_beams_are_those_of_transformers(model, case):
-    names = ("prompt", "max_new_tokens", "num_beams", "length_penalty", "eos")
-    found = beam_search(model, *(case[name] for name in names))
-    assert [ids for ids, _ in found] == case["ids"]
-    if case["scores"]:  # which transformers computes in float32
-        np.testing.assert_allclose([score for _, score in found], case["scores"], rtol=1e-6)
-
-
-def test_enough_beams_find_the_likeliest_pair(model):
-    pairs = np.array([[*PROMPTS[0], i] for i in range(31)])
-    p = probabilities(model.forward(pairs)[0])
-    joint = np.log(p[0, -2])[:, None] + np.log(p[:, -1])  # (first id, second id)
-    (best, score), *_ = beam_search(model, PROMPTS[0], 2, 31)
-    assert tuple(best) == np.unravel_index(joint.argmax(), joint.shape)
-    assert math.isclose(score, joint.max() / 2, rel_tol=1e-12)
 
 
 # ---- what is refused ----------------------------------------------------------------------------
@@ -550,6 +314,7 @@ def test_enough_beams_find_the_likeliest_pair(model):
         (TypeError, "stop must hold ids and strings", {"stop": None}),
         (TypeError, "rng must be a NumPy Generator", {"rng": 7}),
         (ValueError, "serve one row, not 2", {"draft": prompt_lookup(), "num_return_sequences": 2}),
+        (TypeError, "draft must be one of numpygpt.draft", {"draft": prompt_lookup}),
     ],
 )
 def test_misuse_is_refused_at_the_call(model, error, words, changed):
@@ -566,22 +331,5 @@ def test_a_broken_model_is_not_sampled_from(model, bad):
         for temperature in (0, 1):
             with pytest.raises(FloatingPointError, match="logits that are not numbers"):
                 next(generate(broken, [5], 2, temperature=temperature))
-        with pytest.raises(FloatingPointError, match="logits that are not numbers"):
-            beam_search(broken, [5], 2, 2)
     with pytest.raises(FloatingPointError, match="logits that are not numbers"):
         probabilities(np.full(5, -np.inf))
-
-
-def test_a_draft_of_another_vocabulary_is_refused(model):
-    with pytest.raises(ValueError, match="the vocabulary has 31: draft with a model of the same"):
-        run(model, [2, 5], 9, draft=draft_model(counting(29)))
-
-
-def test_beams_past_the_context_are_refused(model):
-    assert len(beam_search(model, [2, 5, 8], 15, 2)[0][0]) == 15
-    with pytest.raises(ValueError, match="n_ctx = 17: ask for at most 15"):
-        beam_search(model, [2, 5, 8], 16, 2)
-    with pytest.raises(ValueError, match="num_beams must be at least 1"):
-        beam_search(model, [2, 5, 8], 16, 0)
-    with pytest.raises(ValueError, match="length must be at least 1"):
-        draft_model(model, 0)

@@ -27,6 +27,7 @@ import numpy as np
 
 from numpygpt import memory, optim, sample, train
 from numpygpt.bpe import Tokenizer
+from numpygpt.draft import prompt_lookup
 from numpygpt.files import checkpoint
 from numpygpt.look import analyze
 from numpygpt.model import GPT2, Config, init
@@ -280,7 +281,7 @@ def drafts(model, tokenizer, tokens: int = 100):
     for name, prompt in prompts.items():
         ids = tokenizer.encode(prompt)[: model.config.n_ctx // 2]
         spent, per_step = {}, {}
-        for draft in (None, sample.prompt_lookup()):
+        for draft in (None, prompt_lookup()):
             begun = time.perf_counter()
             steps = list(sample.generate(model, ids, tokens, temperature=0, draft=draft))
             spent[draft is None] = time.perf_counter() - begun

@@ -16,6 +16,7 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
+import numpygpt.beam
 import numpygpt.model
 import numpygpt.sample
 
@@ -119,7 +120,7 @@ def make_beams(ours, theirs):
             rows = [row[: row.index(eos) + 1] if eos in row else row for row in rows]
         # A beam search of one beam is greedy search in transformers and has no sequences_scores.
         scores = None if beams == 1 else out.sequences_scores.tolist()
-        got = numpygpt.sample.beam_search(ours, prompt, new, beams, penalty, eos)
+        got = numpygpt.beam.beam_search(ours, prompt, new, beams, penalty, eos)
         assert [ids for ids, _ in got] == rows, (prompt, got, rows)
         if scores:
             np.testing.assert_allclose([s for _, s in got], scores, rtol=1e-6)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from numpygpt import evaluate, ops, optim, sample
+from numpygpt import beam, evaluate, ops, optim, sample
 from numpygpt.model import GPT2, with_ops
 
 
@@ -140,9 +140,7 @@ def _last_logits(subject, given):
 
 
 def _log_softmax(x):
-    x = x.astype(np.float64)
-    x = x - x.max(-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+    return ops.log_softmax(x.astype(np.float64))
 
 
 def erf_gelu(x):
@@ -242,7 +240,7 @@ def continuation(subject, given, new, view="text", beams=1, returned=1, length=N
             key = f"{prompt} {new} {beams} {bans}"
             found = _once(subject, key, partial(search, subject, prompt, new, beams, **bans))
         elif beams > 1:
-            found = sample.beam_search(subject.model, prompt, new, beams, eos=end)
+            found = beam.beam_search(subject.model, prompt, new, beams, eos=end)
         else:
             steps = sample.generate(subject.model, prompt, new, temperature=0, stop=end)
             ids = [i for (step,) in steps for i in step]

@@ -1,0 +1,154 @@
+"""Speculative drafts change no distribution and no greedy id."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from sampling import PROMPTS, Fixed, counting, exact_distribution, run, stored_model
+
+from numpygpt.draft import Draft, acceptance, draft_model, prompt_lookup, residual, verify
+from numpygpt.model import GPT2, Config, init
+from numpygpt.sample import draw, probabilities
+
+
+@pytest.fixture(scope="module")
+def model():
+    return stored_model()
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Another model of the same vocabulary, with a shorter context, to draft with."""
+    config = Config(n_vocab=31, n_ctx=11, n_embd=6, n_head=2, n_layer=1)
+    params = init(config, np.random.default_rng(3), np.float64)
+    return GPT2(config, {name: value * 9 for name, value in params.items()})
+
+
+P = np.array([[2, 2, 0, 4], [1, 4, 2, 1], [4, 0, 2, 2]]) / 8
+Q = np.array([[1, 4, 2, 1], [2, 2, 2, 2]]) / 8
+
+
+def test_a_rejected_draft_worked_by_hand():
+    assert [acceptance(P[0], Q[0], x) for x in range(4)] == [1, 0.5, 0, 1]
+    np.testing.assert_array_equal(residual(P[0], Q[0]), [0.25, 0, 0, 0.75])
+    np.testing.assert_array_equal(residual(P[1], Q[1]), [0, 1, 0, 0])
+    np.testing.assert_array_equal(residual(P[0], P[0]), P[0])
+
+
+def test_acceptance_and_residual_give_back_p():
+    rng = np.random.default_rng(17)
+    for _ in range(100):
+        p, q = probabilities(rng.standard_normal((2, 43)) * 3, top_k=29)
+        accepted = np.array([q[x] and q[x] * acceptance(p, q, x) for x in range(43)])
+        np.testing.assert_allclose(accepted + (1 - accepted.sum()) * residual(p, q), p, atol=1e-12)
+
+
+@pytest.mark.parametrize("q", [Q, None])
+def test_verify_draws_from_the_model_whatever_was_drafted(q):
+    """Its 1 to 3 ids, topped up with draws from the rows of P that are left, are draws from P."""
+
+    def outcome(rng):
+        drafted = [3, 1] if q is None else [draw(row, rng.random()) for row in q]
+        return verify(P, drafted, q, rng)
+
+    found = exact_distribution(8, outcome)
+    assert {len(ids) for ids in found} == {1, 2, 3}
+    for ids in itertools.product(range(4), repeat=3):
+        each = P[[0, 1, 2], ids]
+        topped_up = sum(found[ids[:n]] * math.prod(each[n:]) for n in (1, 2, 3))
+        assert math.isclose(topped_up, math.prod(each), abs_tol=1e-12)
+
+
+# Ids that follow 0, 1 and 2. The parts of every residual are multiples of 1/grid, too.
+CHAIN = {
+    4: np.array([[2, 1, 1], [1, 2, 1], [0, 2, 2]]) / 4,
+    6: np.array([[2, 2, 2], [3, 3, 0], [0, 3, 3]]) / 6,
+}
+OTHER = np.array([[1, 2, 1], [2, 0, 2], [1, 1, 2]]) / 4
+
+
+@pytest.mark.parametrize("kind, grid", [("none", 4), ("draft model", 4), ("prompt lookup", 6)])
+def test_what_is_generated_is_distributed_as_without_a_draft(kind, grid):
+    drafted = []
+
+    def spy(draft):
+        def propose(*args):
+            guessed, q = draft.propose(*args)
+            drafted.extend(guessed)
+            return guessed, q
+
+        return Draft(propose)
+
+    def outcome(rng):
+        draft = {
+            "none": None,
+            "draft model": spy(draft_model(Fixed(3, OTHER.__getitem__), 2)),
+            "prompt lookup": spy(prompt_lookup(n=1, length=2)),
+        }[kind]
+        rows, _, _ = run(
+            Fixed(3, CHAIN[grid].__getitem__), [2, 1, 0, 2, 1], 3, rng=rng, draft=draft
+        )
+        return rows[0]
+
+    found = exact_distribution(grid, outcome)
+    assert (len(drafted) > 100) == (kind != "none")
+    for ids in itertools.product(range(3), repeat=3):
+        expected = math.prod(CHAIN[grid][[1, *ids[:2]], ids])
+        assert math.isclose(found[ids], expected, abs_tol=1e-12)
+
+
+@pytest.mark.parametrize("at_end", ["stop", "slide"])
+@pytest.mark.parametrize("kind", ["itself", "small", "lookup"])
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_greedy_ids_do_not_depend_on_the_draft(model, small, kind, at_end, prompt):
+    draft = {
+        "itself": lambda: draft_model(model, 3),
+        "small": lambda: draft_model(small, 4),
+        "lookup": lambda: prompt_lookup(n=1, length=5),
+    }[kind]()
+    rows, reasons, steps = run(model, prompt, 41, temperature=0, draft=draft, at_end=at_end)
+    assert (rows, reasons) == run(model, prompt, 41, temperature=0, at_end=at_end)[:2]
+    if kind == "itself" and len(prompt) == 3 and at_end == "stop":  # all is accepted
+        assert [len(step[0]) for step in steps] == [1, 4, 4, 4, 2]
+
+
+def test_a_draft_does_not_pass_a_stop_or_the_number_asked_for(model):
+    (greedy,), _, _ = run(model, PROMPTS[2], 9, temperature=0)
+    for count in range(1, 9):
+        rows, reasons, _ = run(model, PROMPTS[2], count, temperature=0, draft=draft_model(model))
+        assert rows == [greedy[:count]] and reasons == ["length"]
+    settings = {"temperature": 0, "stop": greedy[3], "draft": draft_model(model)}
+    rows, reasons, _ = run(model, PROMPTS[2], 9, **settings)
+    assert rows == [greedy[: greedy.index(greedy[3]) + 1]] and reasons == ["stop"]
+
+
+def test_a_draft_model_that_meets_a_new_text_reads_it(model):
+    draft = draft_model(model, 3)
+    for prompt in (PROMPTS[3], PROMPTS[0], [5, 17, 4]):
+        _, _, steps = run(model, prompt, 41, temperature=0, draft=draft, at_end="slide")
+        _, _, fresh = run(
+            model, prompt, 41, temperature=0, draft=draft_model(model, 3), at_end="slide"
+        )
+        assert steps == fresh
+
+
+def test_prompt_lookup_worked_by_hand():
+    text = [1, 2, 3, 4, 5, 1, 2, 3, 9, 9, 1, 2, 3]
+    # the latest place
+    assert prompt_lookup(3, 4).propose(text, 9, None, None) == ([9, 9, 1, 2], None)
+    assert prompt_lookup(3, 4).propose(text, 2, None, None) == ([9, 9], None)
+    assert prompt_lookup(4, 4).propose(text, 9, None, None) == ([], None)
+    assert prompt_lookup(2, 6).propose([7, 8, 7, 8, 7], 9, None, None) == ([8, 7, 8, 7, 8, 7], None)
+    assert prompt_lookup(1, 3, reach=3).propose([5, 6, 5, 7, 5], 9, None, None) == ([7, 5, 7], None)
+    assert prompt_lookup(3, 4).propose([1, 2, 3], 9, None, None) == ([], None)
+
+
+def test_a_draft_of_another_vocabulary_is_refused(model):
+    with pytest.raises(ValueError, match="the vocabulary has 31: draft with a model of the same"):
+        run(model, [2, 5], 9, draft=draft_model(counting(29)))
+
+
+def test_no_guess_of_length_zero(model):
+    with pytest.raises(ValueError, match="length must be at least 1"):
+        draft_model(model, 0)
