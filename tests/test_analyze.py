@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 
 from numpygpt import model
 from numpygpt.look import analyze
@@ -81,3 +82,188 @@ def test_attention_statistics_of_patterns_known_by_hand():
     np.testing.assert_allclose(found["distance"], [1, 0, 2])  # means of 0, .5, 1, 1.5, 2
     np.testing.assert_allclose(found["self"], [np.mean(1 / np.arange(1, 6)), 1, 0.2])
     np.testing.assert_allclose(found["first"], [np.mean(1 / np.arange(1, 6)), 0.2, 1])
+
+
+# ---- looking at a record ------------------------------------------------------------------------
+
+
+def small(seed=0, dtype=np.float64):
+    """A model whose biases and gains are not those of the start."""
+    params = model.init(SMALL, np.random.default_rng(seed), dtype)
+    rng = np.random.default_rng(seed + 100)
+    return model.GPT2(SMALL, {n: p + 0.3 * rng.standard_normal(p.shape) for n, p in params.items()})
+
+
+def test_previous_of_a_pattern_known_by_hand():
+    before = np.diag(np.ones(3), -1)
+    before[0, 0] = 1
+    pattern = np.stack([before, np.eye(4)])[None]
+    np.testing.assert_allclose(analyze.attention_statistics(pattern)["previous"], [1, 0])
+    one = analyze.attention_statistics(np.ones((2, 3, 1, 1)))
+    np.testing.assert_array_equal(one["previous"], 0)
+    cached = analyze.attention_statistics(pattern[:, :, 2:])  # two queries of four keys
+    np.testing.assert_allclose(cached["previous"], [1, 0])
+    np.testing.assert_allclose(cached["self"], [0, 1])
+
+
+@pytest.mark.parametrize("untied", [False, True])
+def test_the_shares_of_a_logit_sum_to_it(untied):
+    gpt = small()
+    if untied:
+        head = np.random.default_rng(5).standard_normal((29, 12))
+        gpt = model.GPT2(SMALL, gpt.params | {"lm_head.weight": head})
+    tokens = np.random.default_rng(1).integers(0, 29, (2, 7))
+    targets = np.random.default_rng(2).integers(0, 29, (2, 7))
+    logits, acts = gpt.forward(tokens, keep="everything")
+    shares = analyze.logit_attribution(gpt, acts, targets)
+    chosen = np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    np.testing.assert_allclose(sum(shares.values()), chosen, rtol=1e-12)
+    assert len(shares) == 2 + SMALL.n_layer * (SMALL.n_head + 2) + 1
+    difference = analyze.logit_attribution(gpt, acts, targets, against=3)
+    np.testing.assert_allclose(
+        sum(difference.values()), chosen - logits[..., 3], rtol=1e-11, atol=1e-12
+    )
+
+
+def test_a_share_is_what_the_logit_loses_without_it_at_the_same_scale():
+    gpt = small()
+    _, acts = gpt.forward(np.arange(6), keep="everything")
+    share = analyze.logit_attribution(gpt, acts, 4)["h.1.attn.2"][0]
+    last, p = acts["h.1.resid_post"], gpt.params
+    wrote = acts["h.1.attn.z"][..., 8:] @ p["h.1.attn.c_proj.weight"][8:]
+    scale = np.sqrt(last.var(-1, keepdims=True) + SMALL.layer_norm_epsilon)
+
+    def logit(x):
+        normed = (x - x.mean(-1, keepdims=True)) / scale
+        return ((normed * p["ln_f.weight"] + p["ln_f.bias"]) @ p["wte.weight"][4])[0]
+
+    np.testing.assert_allclose(share, logit(last) - logit(last - wrote), rtol=1e-11)
+
+
+class Copier:
+    """Expects after a token what followed it the first time; its only head looks there."""
+
+    config = model.Config(n_vocab=50, n_ctx=21, n_embd=4, n_head=1, n_layer=1)
+
+    def forward(self, tokens, keep):
+        logits = np.zeros((*tokens.shape, 50))
+        pattern = np.zeros((len(tokens), 1, tokens.shape[1], tokens.shape[1]))
+        for row, ids in enumerate(tokens.tolist()):
+            for t, i in enumerate(ids):
+                if i in ids[:t]:
+                    after = len(ids) - 1 - ids[::-1].index(i, len(ids) - t) + 1
+                    logits[row, t, ids[after]] = 20
+                    pattern[row, 0, t, after] = 1
+                else:
+                    pattern[row, 0, t, 0] = 1
+        return logits, {"h.0.attn.pattern": pattern}
+
+
+def test_induction_of_a_model_that_only_copies():
+    rng = np.random.default_rng(4)
+    scores, nats = analyze.induction(Copier(), 6, 2, rng=rng, first=49)
+    assert scores.shape == (1, 1) and nats.shape == (12,)
+    assert scores[0, 0] > 0.8  # a token that is drawn twice in one showing misleads it
+    assert nats[:6].mean() > 3 and np.median(nats[7:]) < 0.01
+    _, nats = analyze.induction(Copier(), 6, 2, rng=rng)
+    assert np.isnan(nats[0]) and not np.isnan(nats[1:]).any()
+    with pytest.raises(ValueError, match="length must be 2 to 10, not 11"):
+        analyze.induction(Copier(), 11, rng=rng)
+
+
+def test_an_untrained_model_has_no_induction():
+    gpt = model.GPT2(SMALL, model.init(SMALL, np.random.default_rng(0), np.float64))
+    scores, nats = analyze.induction(gpt, 5, 50, rng=np.random.default_rng(1))
+    np.testing.assert_allclose(scores, np.mean([1 / t for t in range(6, 11)]), rtol=0.02)
+    np.testing.assert_allclose(nats[1:], math.log(29), rtol=0.05)
+
+
+# ---- runs with something changed ----------------------------------------------------------------
+
+
+def test_every_entry_that_an_operation_makes_can_be_taken_from_another_run():
+    """Put in its own value nothing changes; another's stands in the record, and decides the end."""
+    gpt = small()
+    here, there = np.random.default_rng(0).integers(0, 29, (2, 1, 7))
+    logits, acts = gpt.forward(here, keep="everything")
+    _, others = gpt.forward(there, keep="everything")
+    for name in acts:
+        if name in ("tokens", "positions"):
+            continue
+        same, _ = analyze.run_with(gpt, here, {name: acts[name]})
+        np.testing.assert_array_equal(same, logits, err_msg=name)
+        changed, record = analyze.patch(gpt, here, name, others)
+        np.testing.assert_array_equal(record[name], others[name], err_msg=name)
+        assert list(record) == list(acts)
+        if name != "wpe":  # the same positions
+            assert np.abs(changed - logits).max() > 1e-6, name
+    whole, _ = analyze.patch(gpt, here, "h.1.resid_post", others)
+    np.testing.assert_array_equal(whole, gpt.forward(there)[0])
+
+
+def test_several_entries_at_once_and_by_functions():
+    gpt = small()
+    zero = {f"h.{i}.{x}.c_proj": np.zeros_like for i in range(2) for x in ("attn", "mlp")}
+    logits, acts = analyze.run_with(gpt, np.arange(5), zero)
+    np.testing.assert_array_equal(acts["h.1.resid_post"], acts["h.0.resid_pre"])
+    p = gpt.params
+    x = gpt.ops.layer_norm(p["wte.weight"][:5] + p["wpe.weight"][:5],
+                           p["ln_f.weight"], p["ln_f.bias"], 1e-5)  # fmt: skip
+    np.testing.assert_allclose(logits[0], x @ p["wte.weight"].T, rtol=1e-12)
+
+
+def test_patching_one_head_or_one_position_leaves_the_others():
+    gpt = small()
+    here, there = np.random.default_rng(3).integers(0, 29, (2, 1, 6))
+    _, acts = gpt.forward(here, keep="everything")
+    _, others = gpt.forward(there, keep="everything")
+    _, record = analyze.patch(gpt, here, "h.1.attn.z", others, head=1, position=4)
+    taken = record["h.1.attn.z"] == others["h.1.attn.z"]
+    assert taken[0, 4, 4:8].all() and taken.sum() == 4
+    rest = np.ones(taken.shape, bool)
+    rest[0, 4, 4:8] = False
+    np.testing.assert_array_equal(record["h.1.attn.z"][rest], acts["h.1.attn.z"][rest])
+    _, record = analyze.patch(gpt, here, "h.0.attn.pattern", others, head=2)
+    np.testing.assert_array_equal(
+        record["h.0.attn.pattern"][:, 2], others["h.0.attn.pattern"][:, 2]
+    )
+    np.testing.assert_array_equal(
+        record["h.0.attn.pattern"][:, :2], acts["h.0.attn.pattern"][:, :2]
+    )
+
+
+def test_ablated_heads_write_nothing():
+    gpt = small()
+    _, acts = analyze.ablate_heads(gpt, np.arange(6), [(0, 1), (0, 2), (1, 0)])
+    assert not acts["h.0.attn.z"][..., 4:].any() and acts["h.0.attn.z"][..., :4].all()
+    assert not acts["h.1.attn.z"][..., :4].any() and acts["h.1.attn.z"][..., 4:].all()
+    every = [(i, head) for i in range(2) for head in range(3)]
+    logits, acts = analyze.ablate_heads(gpt, np.arange(6), every)
+    bias = np.broadcast_to(gpt.params["h.1.attn.c_proj.bias"], (1, 6, 12))
+    np.testing.assert_allclose(acts["h.1.attn.c_proj"], bias)
+    _, acts = analyze.ablate_heads(gpt, np.arange(6), [(0, 1)], mean=True)
+    part = acts["h.0.attn.z"][0, :, 4:8]
+    np.testing.assert_array_equal(part, np.tile(part[0], (6, 1)))
+    _, whole = gpt.forward(np.arange(6), keep="everything")
+    np.testing.assert_allclose(part[0], whole["h.0.attn.z"][0, :, 4:8].mean(0))
+
+
+def test_what_cannot_be_changed_is_said():
+    gpt = small()
+    _, acts = gpt.forward(np.arange(6), keep="everything")
+    _, short = gpt.forward(np.arange(5), keep="everything")
+    for name in ("h.0.attn.w", "tokens", "h.2.mlp.act"):
+        with pytest.raises(ValueError, match=f"no operation makes {name}"):
+            analyze.run_with(gpt, np.arange(6), {name: np.zeros_like})
+    with pytest.raises(ValueError, match="equally many tokens"):
+        analyze.patch(gpt, np.arange(6), "h.0.ln_1", short)
+    with pytest.raises(ValueError, match=r"ln_f has shape \(1, 6, 12\)"):
+        analyze.run_with(gpt, np.arange(6), {"ln_f": np.zeros(3)})
+    with pytest.raises(ValueError, match="there is no head 3: the model has 0 to 2"):
+        analyze.patch(gpt, np.arange(6), "h.0.attn.z", acts, head=3)
+    with pytest.raises(ValueError, match="not divided into heads"):
+        analyze.patch(gpt, np.arange(6), "h.0.mlp.act", acts, head=1)
+    with pytest.raises(ValueError, match="there is no layer 2: the model has 0 to 1"):
+        analyze.ablate_heads(gpt, np.arange(6), [(2, 0)])
+    with pytest.raises(ValueError, match='keep="everything"'):
+        analyze.patch(gpt, np.arange(6), "h.0.ln_1", gpt.forward([1])[1])

@@ -55,6 +55,26 @@ def test_refusals(gpt):
             evaluate.stream_nats(gpt, ids)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nats_of_each_target(dtype):
+    rng = np.random.default_rng(0)
+    logits = (30 * rng.standard_normal((2, 70, 9))).astype(
+        dtype
+    )  # more rows than are taken at once
+    targets = rng.integers(0, 9, (2, 70))
+    exact = np.exp(logits.astype(np.longdouble))
+    exact = np.log(exact.sum(-1)) - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    np.testing.assert_allclose(evaluate.nats(logits, targets), exact.astype(float), atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nats_of_what_is_not_a_number_are_no_score(value):
+    logits = np.zeros((1, 3, 5))
+    logits[0, 2, 4] = value
+    with pytest.raises(FloatingPointError, match="NaN or infinity"):
+        evaluate.nats(logits, np.zeros((1, 3), int))
+
+
 def test_bits_per_byte_of_a_fair_coin_per_bit():
     assert evaluate.bits_per_byte(8 * math.log(2) * 10, n_bytes=10) == pytest.approx(8)
 

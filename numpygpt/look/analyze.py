@@ -1,11 +1,20 @@
-"""Numbers derived from a record or a configuration.
+"""Seeing inside with numbers: of a configuration, of a record, and of runs with something changed.
 
-Logit lens, attention statistics, parameters, FLOPs, bytes.
+    configuration   parameters, FLOPs, bytes of the cache
+    record          logit lens, what each part adds to a logit, where heads look
+    changed runs    an entry taken from another run (patching), heads that write nothing (ablation)
+
+What a record shows is what happened; that the model *needed* it, only a changed run can show.
 """
+
+import itertools
 
 import numpy as np
 
-from numpygpt.model import Config, parameter_shapes
+from numpygpt import evaluate
+from numpygpt.model import Config, parameter_shapes, with_ops
+
+# ---- of a configuration -------------------------------------------------------------------------
 
 
 def parameter_counts(config: Config, tied: bool = True) -> dict[str, int]:
@@ -42,6 +51,9 @@ def cache_bytes_per_token(config: Config, itemsize: int = 4) -> int:
     return 2 * config.n_layer * config.n_embd * itemsize
 
 
+# ---- of a record --------------------------------------------------------------------------------
+
+
 def logit_lens(model, acts) -> dict[str, np.ndarray]:
     """What the model would predict if it stopped at each entry of the residual stream.
 
@@ -59,21 +71,243 @@ def logit_lens(model, acts) -> dict[str, np.ndarray]:
     return lens
 
 
+def logit_attribution(model, acts, targets, against=None) -> dict[str, np.ndarray]:
+    """What each part of the model adds to the logit of a target: name -> (B, T); the sum is exact.
+
+    The residual stream is a sum, and after it come only the final layer norm and a product with the
+    target's row u of the unembedding. With the norm's scale as it was in this run both are linear,
+    so that each summand y has a share of its own:
+
+        logit = sum_y ((y - mean y) g / sqrt(var + eps)) u  +  b u
+
+    The summands: `wte`, `wpe`; of each layer `h.i.attn.0`, `h.i.attn.1`, ..., what each head wrote
+    through its rows of c_proj, `h.i.attn.c_proj.bias` and `h.i.mlp`; and `ln_f.bias`, the b u. In
+    float64. This is each part's *direct* share: what it does by way of later layers is theirs.
+
+    targets: ids (B, T), or one for all. against: ids likewise; then what each part adds to
+    logit(target) - logit(against), which leaves out all that makes both likelier.
+    """
+    p, config = model.params, model.config
+    table = p.get("lm_head.weight", p["wte.weight"])
+    u = table[targets].astype(np.float64)
+    if against is not None:
+        u = u - table[against]
+    last = acts[f"h.{config.n_layer - 1}.resid_post"].astype(np.float64)
+    scale = np.sqrt(last.var(-1, keepdims=True) + config.layer_norm_epsilon)
+    direction = u * p["ln_f.weight"] / scale  # (B, T, C)
+    direction = direction - direction.mean(-1, keepdims=True)  # y - mean y, taken from this side
+
+    def share(y):
+        return (y * direction).sum(-1)
+
+    shares = {name: share(acts[name]) for name in ("wte", "wpe")}
+    for i in range(config.n_layer):
+        h = f"h.{i}."
+        back = direction @ p[h + "attn.c_proj.weight"].T  # (B, T, C): H heads side by side
+        by_head = (acts[h + "attn.z"] * back).reshape(*back.shape[:2], config.n_head, -1).sum(-1)
+        shares |= {f"{h}attn.{head}": by_head[..., head] for head in range(config.n_head)}
+        shares[h + "attn.c_proj.bias"] = share(p[h + "attn.c_proj.bias"])
+        shares[h + "mlp"] = share(acts[h + "mlp.c_proj"])
+    shares["ln_f.bias"] = np.broadcast_to(u @ p["ln_f.bias"], last.shape[:2])
+    return shares
+
+
 def attention_statistics(pattern) -> dict[str, np.ndarray]:
     """Per head, averaged over batch and queries, of a pattern (B, H, T, S): each (H,).
 
     entropy: -sum p log p in nats; distance: how many tokens back it looks on average; first: the
-    weight on position 0, where heads that have nothing to do put it; self: on the query's own.
+    weight on position 0, where heads that have nothing to do put it; previous: on the token before
+    (of queries that have one before); self: on the query's own.
     """
     t, s = pattern.shape[-2:]
     query = np.arange(s - t, s)
     back = (query[:, None] - np.arange(s)).clip(0)
     log = np.log(np.where(pattern > 0, pattern, 1))
-    own = np.take_along_axis(pattern, np.broadcast_to(query[:, None], (*pattern.shape[:-1], 1)), -1)
     per_query = {
         "entropy": -(pattern * log).sum(-1),
         "distance": (pattern * back.astype(pattern.dtype)).sum(-1),
         "first": pattern[..., 0],
-        "self": own[..., 0],
+        "previous": pattern.diagonal(s - t - 1, 2, 3),
+        "self": pattern.diagonal(s - t, 2, 3),
     }
-    return {name: value.mean(axis=(0, 2)) for name, value in per_query.items()}
+    return {
+        name: value.sum((0, 2)) / max(1, value.shape[0] * value.shape[2])
+        for name, value in per_query.items()
+    }
+
+
+def induction(model, length: int = 50, rows: int = 4, *, rng: np.random.Generator, first=None):
+    """Does the model continue what it has seen once? Scores of heads (L, H), and nats (2 length,).
+
+    Random tokens are shown twice: r r. Nothing but the first showing helps with the second, and a
+    head helps that looks from a token to what *followed* the same token, length - 1 before. The
+    score of a head is its mean weight there, over the second showing: about 1 / T for a head that
+    looks everywhere, 1 for one that does nothing else. nats: mean -ln p of each token but the
+    first given those before it; NaN stands at 0. If induction works it falls where the second
+    showing begins.
+
+    first: an id to put in front, such as the end token. Positions still count without it. Source:
+    Olsson et al. 2022, "In-context Learning and Induction Heads".
+    """
+    before = [] if first is None else [first]
+    fits = (model.config.n_ctx - len(before)) // 2
+    if not 1 < length <= fits:
+        raise ValueError(
+            f"length must be 2 to {fits}, not {length}: twice as many tokens go into the context "
+            f"of {model.config.n_ctx}"
+        )
+    once = rng.integers(0, model.config.n_vocab, (rows, length))
+    tokens = np.concatenate([np.tile(before, (rows, 1)), once, once], 1).astype(np.int64)
+    logits, acts = model.forward(tokens, keep="everything")
+    scores = [
+        acts[f"h.{i}.attn.pattern"].diagonal(1 - length, 2, 3)[..., -length:].mean((0, 2))
+        for i in range(model.config.n_layer)
+    ]
+    each = evaluate.nats(logits[:, :-1], tokens[:, 1:]).mean(0)
+    nats = np.concatenate([[np.nan], each])[-2 * length :]
+    return np.stack(scores), nats
+
+
+# ---- runs with something changed ----------------------------------------------------------------
+
+
+def run_with(model, tokens, changes: dict, pads=None):
+    """A forward pass in which some entries of the record are not what was computed.
+
+    changes: name -> the array that takes the entry's place, or a function of what was computed that
+    returns it. All that comes after is computed from it: this is how "does the model use this?" is
+    asked. Returns logits and the record, in which the changed entries stand as changed.
+
+    The operation that makes an entry is replaced in the table of operations, see `with_ops`.
+    Raises ValueError for a name that no operation makes, and for another shape.
+    """
+    makers = _makers(model)
+    if unknown := [name for name in changes if name not in makers]:
+        raise ValueError(
+            f"no operation makes {', '.join(unknown)}: an entry is called like h.0.attn.z or ln_f, "
+            "see the names in the record"
+        )
+    at = {makers[name]: (name, change) for name, change in changes.items()}
+    ops = {op for op, _ in at}
+
+    def changed(op, call, result):
+        if (op, call) not in at:
+            return result
+        name, change = at[op, call]
+        new = np.asarray(change(result) if callable(change) else change, result.dtype)
+        if new.shape != result.shape:
+            raise ValueError(
+                f"{name} has shape {result.shape}, and what should replace it {new.shape}"
+            )
+        return new
+
+    return _watched(model, ops, changed).forward(tokens, pads=pads, keep="everything")
+
+
+def _watched(model, names, see):
+    """The model whose operations `names` return see(operation, number of the call, result)."""
+
+    def watched(name):
+        op, calls = getattr(model.ops, name), itertools.count()
+        return lambda *args: see(name, next(calls), op(*args))
+
+    return with_ops(model, **{name: watched(name) for name in names})
+
+
+def _makers(model) -> dict[str, tuple]:
+    """Entry of the record -> (operation, number of its call) of the operation that returned it.
+
+    One token is run to see it, so that the order of the calls is written down in `model.py` alone.
+    A block's `resid_post` and the next one's `resid_pre` are one array.
+    """
+    returned = []
+
+    def see(op, call, result):
+        returned.append((op, call, result))
+        return result
+
+    names = [name for name, op in vars(model.ops).items() if callable(op) and name[0] != "_"]
+    _, acts = _watched(model, names, see).forward([0], keep="everything")
+    return {
+        name: (op, call)
+        for name, array in acts.items()
+        for op, call, result in returned
+        if result is array
+    }
+
+
+def patch(model, tokens, name, record, head=None, position=None, pads=None):
+    """The run on `tokens` in which the entry `name` is taken from the record of another run.
+
+    head, position: only that head's share of it (of q, k, v, scores, pattern or z), or only that
+    position; both runs need the same shape. Returns logits and record. If the record's answer comes
+    back, what decides it passes through this entry; if it does not, that shows little: the model
+    may have it in a second place as well. Source: Vig et al. 2020, "causal mediation analysis".
+    """
+    part = _part(model, name, head, position)
+
+    def taken(array):
+        if np.shape(record[name]) != array.shape:
+            raise ValueError(
+                f"{name} has shape {array.shape} here and {np.shape(record[name])} in the record: "
+                "the two runs need equally many tokens"
+            )
+        array = array.copy()
+        array[part] = record[name][part]
+        return array
+
+    if name not in record:
+        raise ValueError(f'the record has no {name}: run forward with keep="everything"')
+    return run_with(model, tokens, {name: taken}, pads)
+
+
+def ablate_heads(model, tokens, heads, mean=False, pads=None):
+    """The run in which some heads, pairs (layer, head), write nothing: logits and record.
+
+    mean: instead of 0 a head's z is its mean over the tokens of this run, which takes away what it
+    tells one token from another by, but leaves what it adds everywhere. Either way the model meets
+    a state that it never met in training: a loss that grows shows that the head was relied on, one
+    that does not may mean that later heads stand in for it.
+    """
+    changes = {}
+    for layer, head in heads:
+        name = f"h.{layer}.attn.z"
+        changes.setdefault(name, []).append(_part(model, name, head, None))
+
+    def ablated(parts):
+        def change(z):
+            z = z.copy()
+            for part in parts:
+                z[part] = z[part].mean((0, 1)) if mean else 0
+            return z
+
+        return change
+
+    return run_with(model, tokens, {name: ablated(p) for name, p in changes.items()}, pads)
+
+
+def _part(model, name, head, position):
+    """The index of one head's or one position's share of an entry."""
+    config = model.config
+    layer = name.split(".")[1] if name.startswith("h.") else "0"
+    if not (layer.isdecimal() and int(layer) < config.n_layer):
+        raise ValueError(f"there is no layer {layer}: the model has 0 to {config.n_layer - 1}")
+    heads, queries, columns = (
+        slice(None),
+        slice(None) if position is None else position,
+        slice(None),
+    )
+    by_head = name.rpartition(".")[2] in ("q", "k", "v", "scores", "pattern")
+    if head is not None:
+        if not 0 <= head < config.n_head:
+            raise ValueError(f"there is no head {head}: the model has 0 to {config.n_head - 1}")
+        if by_head:
+            heads = head
+        elif name.endswith("attn.z"):
+            width = config.n_embd // config.n_head
+            columns = slice(head * width, (head + 1) * width)
+        else:
+            raise ValueError(
+                f"{name} is not divided into heads: q, k, v, scores, pattern and z are"
+            )
+    return (..., heads, queries, columns) if by_head else (..., queries, columns)
