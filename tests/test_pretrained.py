@@ -2,7 +2,9 @@
 
 import configparser
 import dataclasses
+import importlib.metadata
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -261,8 +263,39 @@ def test_a_wheel_gets_every_package_and_the_whole_bundle():
     config = configparser.ConfigParser()
     config.read(PACKAGE.parent / "setup.cfg", encoding="utf-8")
     folders = {path.parent.relative_to(PACKAGE.parent) for path in PACKAGE.rglob("__init__.py")}
-    packages = {"numpygpt.weights"} | {".".join(folder.parts) for folder in folders}
+    packages = {".".join(folder.parts) for folder in folders}
     assert set(config["options"]["packages"].split()) == packages
-    data = config["options.package_data"]["numpygpt.weights"].split()
-    assert {f"tales/{path.name}" for path in (CASES / "ours").iterdir()} <= set(data)
-    assert not any("*" in name or "training" in name for name in data)
+    bundle = PACKAGE.parent / "weights" / "tales"
+    there = {f"weights/tales/{path.name}" for path in bundle.glob("*[!.]*")}
+    there = {name for name in there if "/training." not in name}
+    assert set(config["options.data_files"]["share/numpygpt/tales"].split()) == there
+
+
+def test_the_bundle_is_found_where_pip_puts_it(tmp_path, monkeypatch):
+    """In share/numpygpt of the environment, of the user's own folder, or of `pip --target`."""
+    monkeypatch.delenv("NUMPYGPT_WEIGHTS", raising=False)
+    package = tmp_path / "site" / "numpygpt" / "files" / "pretrained.py"
+    monkeypatch.setattr(pretrained, "__file__", str(package))
+    paths = {"here": tmp_path / "here", "user": tmp_path / "user"}
+    monkeypatch.setattr(pretrained.sysconfig, "get_default_scheme", lambda: "here")
+    monkeypatch.setattr(pretrained.sysconfig, "get_preferred_scheme", lambda key: key)
+    monkeypatch.setattr(pretrained.sysconfig, "get_path", lambda name, scheme: str(paths[scheme]))
+    with pytest.raises(FileNotFoundError, match="install numpygpt again"):
+        pretrained.find("tales")
+    for root in (paths["user"], paths["here"], tmp_path / "site"):  # each comes before the last
+        folder = root / "share" / "numpygpt" / "tales"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}", encoding="utf-8")
+        assert pretrained.find("tales") == folder
+
+
+def test_an_editable_install_is_found_beside_a_clone_called_numpygpt(tmp_path):
+    """A folder `numpygpt` in Python's current one, without `__init__.py`, must not hide it."""
+    found = importlib.metadata.distributions(name="numpygpt")  # the clone's own egg-info is one
+    origins = [json.loads(one.read_text("direct_url.json") or "{}") for one in found]
+    if not any(origin.get("dir_info", {}).get("editable") for origin in origins):
+        pytest.skip("numpygpt is not installed here with pip install -e")
+    (tmp_path / "numpygpt").symlink_to(PACKAGE.parent)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    for words in (["-c", "import numpygpt; numpygpt.load"], ["-m", "numpygpt", "--help"]):
+        subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment, check=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def find(name_or_folder: str | os.PathLike, fetch: Callable[[str], Path] | None 
     if isinstance(name_or_folder, os.PathLike):
         return Path(name_or_folder)
     if name_or_folder == "tales":
-        return _tales()
+        return _bundled(name_or_folder)
     # Here, because it takes as long to import as all the rest, and "tales" has no need of it.
     from numpygpt.files import download
 
@@ -59,12 +60,16 @@ def find(name_or_folder: str | os.PathLike, fetch: Callable[[str], Path] | None 
     return folder
 
 
-def _tales():
-    """An installed package has its own copy; in a clone it is beside the package."""
-    package = Path(__file__).resolve().parents[1]
-    places = [package / "weights" / "tales", package.parent / "weights" / "tales"]
+def _bundled(name):
+    """The folder of a model that comes with this package: beside it in a clone, and in
+    share/numpygpt of the place into which pip installed it."""
+    beside = Path(__file__).resolve().parents[2]
+    schemes = sysconfig.get_default_scheme(), sysconfig.get_preferred_scheme("user")
+    data = [Path(sysconfig.get_path("data", scheme)) for scheme in schemes]
+    installed = [root / "share" / "numpygpt" for root in (beside, *data)]  # beside: pip --target
+    places = [folder / name for folder in (beside / "weights", *installed)]
     if os.environ.get("NUMPYGPT_WEIGHTS"):
-        places.insert(0, Path(os.environ["NUMPYGPT_WEIGHTS"]) / "tales")
+        places.insert(0, Path(os.environ["NUMPYGPT_WEIGHTS"]) / name)
     for place in places:
         if (place / "config.json").is_file():
             return place
