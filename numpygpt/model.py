@@ -141,7 +141,7 @@ class GPT2:
         # np.empty: the operating system gives memory only as positions are written
         return Cache(*([np.empty(shape, self.dtype) for shape in shapes] for _ in range(2)))
 
-    def forward(self, tokens, cache=None, pads=None, keep="nothing", only_last=False):
+    def forward(self, tokens, cache=None, pads=None, keep="nothing", only_last=False, given=None):
         """Logits of the next token after each token, and the record of the computation.
 
         tokens: integers (B, T), or (T,) for a batch of one.
@@ -150,6 +150,8 @@ class GPT2:
             after its padding equal those of the row alone.
         keep: "nothing", "backward" (what `backward` reads) or "everything".
         only_last: compute the logits of the last position alone, as sampling needs.
+        given: entries of the record, name -> array, that take the place of what was computed (which
+            is recorded first): a step on somebody else's numbers, a patched or ablated activation.
 
         Returns logits (B, T, V), or (B, 1, V) with only_last, and the dict acts.
         Raises TypeError for tokens that are not integers, and ValueError for ids outside the
@@ -159,15 +161,16 @@ class GPT2:
         tokens, pads = _check_input(self, tokens, cache, pads, keep)
         past = cache.length if cache else 0
         positions = ops.positions(past, tokens.shape[1], pads)
-        acts = {}
+        acts, given = {}, given or {}
 
         def save(name, array, prefix=""):
             if keep == "everything" or (keep == "backward" and name in READ_BACKWARD):
                 acts[prefix + name] = array
-            return array
+            return given.get(prefix + name, array)
 
         save("tokens", tokens)
         save("positions", np.broadcast_to(positions, tokens.shape))
+        positions = given.get("positions", positions)
         if pads is not None:
             save("pads", pads)
         x = save("wte", ops.embedding(tokens, p["wte.weight"]))
@@ -189,7 +192,7 @@ class GPT2:
         def weights(name):
             return self.params[f"{h}{name}.weight"], self.params[f"{h}{name}.bias"]
 
-        save("resid_pre", x, h)
+        x = save("resid_pre", x, h)
         y = save("ln_1", ops.layer_norm(x, *weights("ln_1"), eps), h)
         y = save("attn.c_attn", ops.linear(y, *weights("attn.c_attn")), h)
         # (B, T, 3C) -> 3 x (B, H, T, D): all of q, then all of k, then all of v
@@ -198,7 +201,7 @@ class GPT2:
             k, v = (
                 _append(store[i], new, cache.length) for store, new in ((cache.k, k), (cache.v, v))
             )
-        save("attn.q", q, h), save("attn.k", k, h), save("attn.v", v, h)
+        q, k, v = save("attn.q", q, h), save("attn.k", k, h), save("attn.v", v, h)
         z = save("attn.z", self._attention(q, k, v, pads, save, h, whole), h)
         y = save("attn.c_proj", ops.linear(z, *weights("attn.c_proj")), h)
         x = save("resid_mid", ops.residual(x, y), h)

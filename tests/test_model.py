@@ -831,3 +831,18 @@ def test_another_dtype_is_another_model():
     assert double.config == SMALL
     assert small().dtype == "float32"
     np.testing.assert_array_equal(double.params["wte.weight"], small().params["wte.weight"])
+
+
+def test_given_entries_take_the_place_of_what_was_computed():
+    model = GPT2(models.SMALL, models.small())
+    tokens = models.token_ids(4, (2, 6), models.SMALL.n_vocab)
+    _, acts = model.forward(tokens, keep="everything")
+    for name in ("wpe", "h.1.resid_pre", "h.1.attn.k", "h.1.attn.pattern", "h.2.mlp.act", "ln_f"):
+        logits, same = model.forward(tokens, keep="everything", given={name: acts[name]})
+        np.testing.assert_array_equal(logits, acts["logits"])
+        logits, other = model.forward(tokens, keep="everything", given={name: 2 * acts[name]})
+        np.testing.assert_array_equal(other[name], acts[name])  # recorded is what was computed
+        names = list(acts)
+        before, after = names[: names.index(name)], names[-1]
+        assert all(np.array_equal(other[n], acts[n]) for n in before)
+        assert not np.allclose(other[after], acts[after])
