@@ -133,13 +133,11 @@ class GPT2:
 
     def __init__(self, config: Config, params: dict[str, np.ndarray], ops=reference_ops):
         self.config, self.params, self.ops = config, params, ops
-        self.dtype = _check_params(config, params)
+        self.dtype = check_params(params, parameter_shapes(config, "lm_head.weight" not in params))
 
     def cache(self, batch: int = 1) -> Cache:
         """An empty KV cache for `batch` sequences; `forward(tokens, cache)` fills it."""
-        shapes = _cache_shapes(self.config, batch)
-        # np.empty: the operating system gives memory only as positions are written
-        return Cache(*([np.empty(shape, self.dtype) for shape in shapes] for _ in range(2)))
+        return new_cache(self.config, batch, self.dtype)
 
     def forward(self, tokens, cache=None, pads=None, keep="nothing", only_last=False, given=None):
         """Logits of the next token after each token, and the record of the computation.
@@ -158,7 +156,7 @@ class GPT2:
         vocabulary, positions past n_ctx and shapes that do not fit.
         """
         p, ops, eps = self.params, self.ops, self.config.layer_norm_epsilon
-        tokens, pads = _check_input(self, tokens, cache, pads, keep)
+        tokens, pads = check_input(self, tokens, cache, pads, keep)
         past = cache.length if cache else 0
         positions = ops.positions(past, tokens.shape[1], pads)
         acts, given = {}, given or {}
@@ -176,7 +174,7 @@ class GPT2:
         x = save("wte", ops.embedding(tokens, p["wte.weight"]))
         x = ops.residual(x, save("wpe", ops.embedding(positions, p["wpe.weight"])))
         for i in range(self.config.n_layer):
-            x = self._block(x, i, cache, pads, save, whole=keep == "everything")
+            x = self.block(x, i, cache, pads, save, whole=keep == "everything")
         if only_last:
             x = x[:, -1:]
         x = save("ln_f", ops.layer_norm(x, p["ln_f.weight"], p["ln_f.bias"], eps))
@@ -185,7 +183,7 @@ class GPT2:
             cache.length, cache.pads = past + tokens.shape[1], pads
         return logits, acts
 
-    def _block(self, x, i, cache, pads, save, whole):
+    def block(self, x, i, cache, pads, save, whole):
         """resid_mid = x + attention(ln_1(x)); resid_post = resid_mid + mlp(ln_2(resid_mid))."""
         ops, eps, h = self.ops, self.config.layer_norm_epsilon, f"h.{i}."
 
@@ -199,7 +197,7 @@ class GPT2:
         q, k, v = (ops.split_heads(part, self.config.n_head) for part in ops.split_qkv(y))
         if cache:
             k, v = (
-                _append(store[i], new, cache.length) for store, new in ((cache.k, k), (cache.v, v))
+                append(store[i], new, cache.length) for store, new in ((cache.k, k), (cache.v, v))
             )
         q, k, v = save("attn.q", q, h), save("attn.k", k, h), save("attn.v", v, h)
         z = save("attn.z", self._attention(q, k, v, pads, save, h, whole), h)
@@ -255,7 +253,7 @@ class GPT2:
         return {name: grads[name] for name in p}
 
     def _block_backward(self, dx, acts, h, undo):
-        """`_block` from its last line to its first; dx is the gradient of the residual stream."""
+        """`block` from its last line to its first; dx is the gradient of the residual stream."""
         ops, eps = self.ops, self.config.layer_norm_epsilon
         linear, norm = ops.linear_backward, ops.layer_norm_backward
         dx, dy = ops.residual_backward(dx)
@@ -317,7 +315,14 @@ def _cache_shapes(config, batch):
     return [shape] * config.n_layer
 
 
-def _append(store, new, length):
+def new_cache(config, batch, dtype) -> Cache:
+    """A cache without a token in it."""
+    shapes = _cache_shapes(config, batch)
+    # np.empty: the operating system gives memory only as positions are written
+    return Cache(*([np.empty(shape, dtype) for shape in shapes] for _ in range(2)))
+
+
+def append(store, new, length):
     """Write new keys or values (B, H, T, D) behind `length` older ones; return all, as a view."""
     end = length + new.shape[2]
     store[:, :, length:end] = new
@@ -345,10 +350,8 @@ def as_dtype(model: GPT2, dtype) -> GPT2:
 # ---- what is refused, and in which words --------------------------------------------------------
 
 
-def _check_params(config, params):
+def check_params(params, shapes):
     """The common dtype of the parameters, or an error that lists every name and shape at fault."""
-    tied = "lm_head.weight" not in params
-    shapes = parameter_shapes(config, tied)
     faults = [f"{name} is missing" for name in shapes if name not in params]
     faults += [f"{name} is unknown" for name in params if name not in shapes]
     faults += [
@@ -364,7 +367,8 @@ def _check_params(config, params):
     return np.dtype(dtypes[0])
 
 
-def _check_ids(ids, what, n_vocab):
+def check_ids(ids, what, n_vocab):
+    """ids as an array (B, T), or an error that says what is not an id of the vocabulary."""
     try:
         ids = np.asarray(ids)
     except ValueError:
@@ -386,11 +390,12 @@ def _check_ids(ids, what, n_vocab):
     return ids
 
 
-def _check_input(model, tokens, cache, pads, keep):
+def check_input(model, tokens, cache, pads, keep):
+    """tokens (B, T) and pads (B,) or None as arrays, or an error with what `forward` refuses."""
     config = model.config
     if keep not in ("nothing", "backward", "everything"):
         raise ValueError(f'keep must be "nothing", "backward" or "everything", not {keep!r}')
-    tokens = _check_ids(tokens, "tokens", config.n_vocab)
+    tokens = check_ids(tokens, "tokens", config.n_vocab)
     rows, length = tokens.shape
     past = 0
     if cache:
@@ -436,7 +441,7 @@ def _check_targets(config, tokens, targets, mask):
         if array is not None and array.shape != tokens.shape:
             raise ValueError(f"{what} have shape {array.shape}, but tokens have {tokens.shape}")
     counted = targets if mask is None else np.where(mask != 0, targets, 0)
-    _check_ids(counted, "targets", config.n_vocab)
+    check_ids(counted, "targets", config.n_vocab)
     return tokens, targets, mask
 
 
