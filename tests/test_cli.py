@@ -160,7 +160,6 @@ def test_a_closed_pipe_and_ctrl_c_end_quietly(folder):
         (["generate", "A", "--no-such-flag"], "unrecognized arguments: --no-such-flag"),
         (["generate", "a" * 500], "n_ctx = 32|32 tokens|context"),
         (["nonsense"], "invalid choice: 'nonsense'"),
-        ([], "COMMAND"),
     ],
 )
 def test_misuse_is_one_line_and_status_2(run, folder, words, sentence):
@@ -275,3 +274,10 @@ def test_missing_files_and_wrong_bytes(run, tmp_path):
     assert status == 2
     assert "not UTF-8 (byte 0xe4 at 1)" in err
     assert not os.path.exists(tmp_path / "out")
+
+
+def test_the_bare_command_shows_the_commands_and_version_its_version(run):
+    status, out, err = run()
+    assert (status, err) == (0, "")
+    assert "generate" in out and "Continue a prompt" in out
+    assert run("--version") == (0, f"numpygpt {numpygpt.__version__}\n", "")

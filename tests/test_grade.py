@@ -359,7 +359,7 @@ def test_tricks_and_accidents_cost_the_points_of_one_function(
 
 
 def test_the_sheet_says_who_imports_the_answer_key(model, tokenizer, tmp_path):
-    package = Path(grade.__file__).parent.parent
+    package = Path(grade.__file__).parents[2]
     code = (
         f"import sys\nsys.path.insert(0, {str(package)!r})\nfrom numpygpt.ops import gelu, softmax"
     )

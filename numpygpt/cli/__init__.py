@@ -5,6 +5,7 @@ import contextlib
 import os
 import sys
 
+from numpygpt import __version__
 from numpygpt.cli import comparing, course, looking, measuring, models, text, training
 from numpygpt.cli.shell import say
 
@@ -14,7 +15,11 @@ from numpygpt.cli.shell import say
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return its exit status: 0 done, 1 the work failed, 2 misuse."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.run is None:
+        parser.print_help()
+        return 0
     if hasattr(sys.stdout, "reconfigure"):  # a console that lacks a character shows ?, and goes on
         sys.stdout.reconfigure(errors="replace")
     try:
@@ -58,8 +63,13 @@ def _status(error):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="numpygpt", description="GPT-2 in plain NumPy.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser = argparse.ArgumentParser(
+        prog="numpygpt",
+        description="GPT-2 in plain NumPy. `numpygpt COMMAND --help` explains a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"numpygpt {__version__}")
+    parser.set_defaults(run=None)
+    commands = parser.add_subparsers(metavar="COMMAND")
 
     def command(run):
         name = run.__name__.removesuffix("_command")
@@ -71,6 +81,9 @@ def _parser():
         group.add(command)
     for p in (parser, *commands.choices.values()):
         p.error = _misuse
+        for option in p._actions:  # argparse has no public list of them
+            if option.default not in (None, False, [], argparse.SUPPRESS):
+                option.help = f"{option.help or ''} (default: %(default)s)".strip()
     return parser
 
 

@@ -25,7 +25,7 @@ def grade_command(args):
 def add(command):
     """Their options."""
     p = command(grade_command)
-    p.add_argument("student", nargs="?", default="student.py", help="(default: %(default)s)")
+    p.add_argument("student", nargs="?", default="student.py", help="file with their code")
     p.add_argument("--starter", action="store_true", help="write a file to begin with, and end")
     p.add_argument("--adapters", help="file whose names come first; the other is its `student`")
     p.add_argument("--only", nargs="+", default=[], help="grade these functions alone")

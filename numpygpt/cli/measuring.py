@@ -103,15 +103,13 @@ def add(command):
     p = command(bench_command)
     p.add_argument("--model", **MODEL)
     p.add_argument("--shape", help="random weights of an official size instead: 124M, 355M, ...")
-    p.add_argument(
-        "--runs", type=positive, default=5, help="counted runs of each (default: %(default)s)"
-    )
+    p.add_argument("--runs", type=positive, default=5, help="counted runs of each")
     p.add_argument("--vs", choices=["torch"], help="also measure transformers on torch")
     p.add_argument("--json", metavar="FILE", help="also write the table as JSON")
     p.add_argument("--plot", metavar="FILE", help="also draw the ratios")
 
     p = command(verify_command)
-    p.add_argument("--model", default="124M", help="name or folder (default: %(default)s)")
+    p.add_argument("--model", default="124M", help="name or folder")
     p.add_argument("--data", metavar="FOLDER", help="with files that some rows read")
     p.add_argument("--quick", action="store_true", help="leave out rows that take minutes")
     p.add_argument("--only", action="append", metavar="ROW", help="this row; repeatable")

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-MODEL = {"default": "tales", "help": "name or folder of a model (default: %(default)s)"}
+MODEL = {"default": "tales", "help": "name or folder of a model"}
 
 
 def say(text):

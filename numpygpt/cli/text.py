@@ -127,18 +127,28 @@ def add(command):
     p = command(generate_command)
     p.add_argument("prompt", nargs="?", help="default: standard input")
     p.add_argument("--model", **MODEL)
-    p.add_argument("--max-new-tokens", type=int, default=200)
-    p.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
-    p.add_argument("--top-k", type=int)
-    p.add_argument("--top-p", type=float, default=0.95)
-    p.add_argument("--num-return-sequences", type=int, default=1)
-    p.add_argument("--seed", type=int)
+    p.add_argument("--max-new-tokens", type=int, default=200, help="how long the text may become")
+    p.add_argument(
+        "--temperature",
+        type=float,
+        default=0.8,
+        help="below 1 plays safe, above 1 dares; 0 is greedy",
+    )
+    p.add_argument("--top-k", type=int, help="draw from the K likeliest tokens only")
+    p.add_argument(
+        "--top-p",
+        type=float,
+        default=0.95,
+        help="draw from the fewest tokens whose probabilities add up to P; 1 is all of them",
+    )
+    p.add_argument("--num-return-sequences", type=int, default=1, help="how many texts")
+    p.add_argument("--seed", type=int, help="of the random draws; the same seed, the same text")
     p.add_argument("--slide", action="store_true", help="forget the oldest text when n_ctx is full")
     p.add_argument("--stop", action="append", default=[], help="end before this text; repeatable")
 
     p = command(tokenize_command)
     p.add_argument("text", nargs="?", help="default: standard input")
-    p.add_argument("--model", default="gpt2", help="whose vocabulary (default: %(default)s)")
+    p.add_argument("--model", default="gpt2", help="whose vocabulary")
     p.add_argument("--special", action="store_true", help="read <|endoftext|> as the special token")
     p.add_argument("--ids", action="store_true", help="print the ids alone, on one line")
     p.add_argument("--show-work", action="store_true", help="pre-tokens, bytes and every merge")

@@ -186,7 +186,7 @@ def _training_options(p, lr):
     p.add_argument("--out", required=True, help="folder of the new model; holds an unfinished run")
     p.add_argument("--steps", type=positive, default=1000)
     p.add_argument("--batch", type=positive, default=8)
-    p.add_argument("--lr", type=float, default=lr, help="peak (default: %(default)s)")
+    p.add_argument("--lr", type=float, default=lr, help="peak")
     p.add_argument("--floor", type=float, default=0.0, help="learning rate at the end")
     p.add_argument("--warmup", type=int, default=100, help="steps")
     p.add_argument("--weight-decay", type=float, default=0.1)
