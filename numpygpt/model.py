@@ -222,35 +222,44 @@ class GPT2:
     def _unembedding(self):
         return self.params.get("lm_head.weight", self.params["wte.weight"])
 
-    def backward(self, dlogits, acts) -> dict[str, np.ndarray]:
+    def backward(self, dlogits, acts, only=None) -> dict[str, np.ndarray]:
         """Gradients of the loss with respect to every parameter, given those to the logits.
 
         dlogits (B, T, V). acts: the record of `forward(tokens, pads=..., keep="backward")`, without
-        a cache. Returns a dict under the parameters' names, in their order. Raises ValueError when
-        the record lacks what is read here.
+        a cache. only: names of the parameters whose gradients are wanted; the others are not kept
+        in memory. Returns a dict under the parameters' names, in their order. Raises ValueError
+        when the record lacks what is read here, and for names that no parameter has.
         """
         p, ops, eps = self.params, self.ops, self.config.layer_norm_epsilon
         _check_record(self.config, acts, dlogits)
+        wanted = _check_wanted(p, only)
         grads = {}
 
         def undo(op, dy, name, x, *extra):
             """Run a backward that has weight and bias: keep their gradients, return that of x."""
             w, b = p[f"{name}.weight"], p[f"{name}.bias"]
-            dx, grads[f"{name}.weight"], grads[f"{name}.bias"] = op(dy, x, w, b, *extra)
+            dx, dw, db = op(dy, x, w, b, *extra)
+            grads.update(_among(wanted, {f"{name}.weight": dw, f"{name}.bias": db}))
             return dx
 
-        dx, dtable = ops.unembed_backward(dlogits, acts["ln_f"], self._unembedding())
+        table = self._unembedding()
+        if wanted.isdisjoint(("wte.weight", "lm_head.weight")):
+            dx = ops.unembed(dlogits, table.T)  # dlogits table, without making dtable (V, C)
+        else:
+            dx, dtable = ops.unembed_backward(dlogits, acts["ln_f"], table)
         del dlogits
         last = f"h.{self.config.n_layer - 1}.resid_post"
         dx = undo(ops.layer_norm_backward, dx, "ln_f", acts[last], eps)
         for i in reversed(range(self.config.n_layer)):
             dx = self._block_backward(dx, acts, f"h.{i}.", undo)
-        grads["wpe.weight"] = ops.embedding_backward(dx, acts["positions"], p["wpe.weight"])
-        tied = None if "lm_head.weight" in p else dtable  # used twice, its gradients add up
-        grads["wte.weight"] = ops.embedding_backward(dx, acts["tokens"], p["wte.weight"], tied)
-        if tied is None:
+        if "wpe.weight" in wanted:
+            grads["wpe.weight"] = ops.embedding_backward(dx, acts["positions"], p["wpe.weight"])
+        if "wte.weight" in wanted:
+            tied = None if "lm_head.weight" in p else dtable  # used twice, its gradients add up
+            grads["wte.weight"] = ops.embedding_backward(dx, acts["tokens"], p["wte.weight"], tied)
+        if "lm_head.weight" in wanted:
             grads["lm_head.weight"] = dtable
-        return {name: grads[name] for name in p}
+        return {name: grads[name] for name in p if name in wanted}
 
     def _block_backward(self, dx, acts, h, undo):
         """`block` from its last line to its first; dx is the gradient of the residual stream."""
@@ -286,11 +295,12 @@ class GPT2:
             dv[:, :, :keys] += dv_
         return dqkv
 
-    def loss_and_grads(self, tokens, targets, mask=None):
+    def loss_and_grads(self, tokens, targets, mask=None, only=None):
         """Mean cross-entropy in nats over the tokens where mask is 1, and its gradients.
 
         tokens, targets (B, T): the target of a position is the token that follows it. mask (B, T)
-        or None for all. Raises what `forward` raises, and ValueError for targets that do not fit.
+        or None for all. only: as in `backward`. Raises what `forward` raises, and ValueError for
+        targets that do not fit.
         """
         tokens, targets, mask = _check_targets(self.config, tokens, targets, mask)
         logits, acts = self.forward(tokens, keep="backward")
@@ -298,7 +308,7 @@ class GPT2:
         dloss = self.dtype.type(1)
         dlogits = [self.ops.cross_entropy_backward(dloss, logits, targets, mask)]
         del logits  # (B, T, V) is large: this is freed here, and dlogits in backward, hence `pop`
-        return loss, self.backward(dlogits.pop(), acts)
+        return loss, self.backward(dlogits.pop(), acts, only)
 
 
 def _pieces(t, s, whole=False):
@@ -443,6 +453,19 @@ def _check_targets(config, tokens, targets, mask):
     counted = targets if mask is None else np.where(mask != 0, targets, 0)
     check_ids(counted, "targets", config.n_vocab)
     return tokens, targets, mask
+
+
+def _check_wanted(params, only):
+    """The names whose gradients are wanted, as a set."""
+    if only is None:
+        return set(params)
+    if unknown := sorted(set(only) - params.keys()):
+        raise ValueError(f"there are no parameters {', '.join(unknown)} to want gradients of")
+    return set(only)
+
+
+def _among(wanted, grads):
+    return {name: gradient for name, gradient in grads.items() if name in wanted}
 
 
 def _check_record(config, acts, dlogits):

@@ -84,7 +84,7 @@ def test_the_command_prints_every_kind_of_row(gpt, tmp_path, capsys):
             "BPE encode, random words",
             "BPE decode, random words",
         ),
-        *("draft, repetitive prompt, speed-up", "memory, training 4 x 64"),
+        *("draft, repetitive prompt, speed-up", "memory, training 4 x 64", "memory, LoRA 4 x 64"),
     ):
         assert rows[work]["value"] > 0
         assert rows[work]["least"] <= rows[work]["value"] <= rows[work]["most"]

@@ -22,6 +22,7 @@ BOOK = {
     "data": "",
     "optim": "ops",
     "train": "memory optim",
+    "lora": "",
     "evaluate": "ops",
 }
 # The workshop: its rooms may use any file of the book, themselves and the rooms beside them.

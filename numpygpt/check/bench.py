@@ -240,10 +240,10 @@ def start(folder, runs):
 def footprint(folder, config):
     """Peak memory of whole processes, as a multiple of the weights, NumPy and Python included."""
     head = (
-        "import numpy as np, numpygpt\nfrom numpygpt import optim, sample, train\n"
+        "import numpy as np, numpygpt\nfrom numpygpt import lora, optim, sample, train\n"
         f"model, _ = numpygpt.load({str(folder)!r})\n"
         "size = sum(p.nbytes for p in model.params.values())\n"
-        "def step(rows, length):\n"
+        "def step(model, rows, length):\n"
         "    tokens = np.zeros((rows, length), int)\n"
         "    batch = tokens, tokens, np.ones(tokens.shape, bool)\n"
         "    state = optim.adam_state(model.params)\n"
@@ -254,7 +254,8 @@ def footprint(folder, config):
     if config.n_ctx >= 1024:
         works["memory, prefill 1024"] = "next(sample.generate(model, [0] * 1024, 1))"
     if config.n_ctx >= 64:
-        works["memory, training 4 x 64"] = "step(4, 64)"
+        works["memory, training 4 x 64"] = "step(model, 4, 64)"
+        works["memory, LoRA 4 x 64"] = "step(lora.LoRA(model, rank=8), 4, 64)"
     for name, work in works.items():
         peak, size = map(int, _python(head + work + tail).split())
         yield Row(name, peak / 1e6, "MB", peak / 1e6, peak / 1e6, peak / size)
