@@ -1,6 +1,6 @@
 """Beam search: the likeliest continuation as a whole, not id by id."""
 
-import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -9,14 +9,27 @@ from .sample import check_count, check_logits, check_prompts, prefill, read, sel
 
 
 def beam_search(
-    model, prompt, max_new_tokens: int, num_beams: int, length_penalty=1.0, eos: int | None = None
+    model,
+    prompt,
+    max_new_tokens: int,
+    num_beams: int,
+    length_penalty=1.0,
+    eos: int | None = None,
+    *,
+    log_p: Callable | None = None,
+    early_stopping: bool = False,
 ) -> list[tuple[list[int], float]]:
-    """The likeliest continuations found by keeping num_beams at every step.
+    """The likeliest continuations found by keeping the num_beams likeliest beginnings at each step.
 
     Returns num_beams times (new ids, score), the best first, where
     score = log p(new ids) / (their number) ** length_penalty. A beam ends with `eos`, or after
     max_new_tokens; the search ends when no running beam, scored as it stands, beats the worst of
-    num_beams ended ones (transformers' `early_stopping=False`). Raises as `generate` does.
+    num_beams ended ones, or, with early_stopping, as soon as num_beams have ended (transformers'
+    `early_stopping`).
+
+    log_p: (the ids of each beam so far, with the prompt; logits (beams, V)) -> log p (beams, V), to
+        forbid or favour ids; log softmax if None.
+    Raises as `generate` does.
     """
     for name, value in (("max_new_tokens", max_new_tokens), ("num_beams", num_beams)):
         check_count(name, value, 1)
@@ -27,13 +40,17 @@ def beam_search(
             f"{model.config.n_ctx}: ask for at most {model.config.n_ctx - len(prompt) + 1}"
         )
     cache, logits = prefill(model, [prompt])
-    beams, scores, ended = [[]], np.zeros((1, 1), logits.dtype), []
+    beams, scores, ended = [[]], [0.0], []
     for length in range(1, max_new_tokens + 1):
-        # (beams, V). Twice num_beams candidates: even if half of them end, num_beams run on.
         check_logits(logits)
-        totals = scores + ops.log_softmax(logits)
+        if log_p is None:
+            steps = ops.log_softmax(logits)
+        else:
+            steps = log_p([prompt + ids for ids in beams], logits)
+        totals = np.array(scores, steps.dtype)[:, None] + steps  # (beams, V)
         last = length == max_new_tokens
         origin, running, scores = [], [], []
+        # Twice num_beams candidates: even if half of them end, num_beams run on.
         for rank, at in enumerate(_largest(totals.ravel(), 2 * num_beams)):
             beam, token = divmod(int(at), totals.shape[1])
             ids, score = [*beams[beam], token], float(totals[beam, token])
@@ -41,12 +58,17 @@ def beam_search(
                 if rank < num_beams:
                     ended.append((ids, score / length**length_penalty))
             elif len(running) < num_beams:
-                origin.append(beam), running.append(ids), scores.append(score)
+                origin.append(beam)
+                running.append(ids)
+                scores.append(score)
         ended = sorted(ended, key=lambda one: -one[1])[:num_beams]
-        worst = ended[-1][1] if len(ended) == num_beams else -math.inf
-        if last or not running or scores[0] / length**length_penalty <= worst:
-            return ended
-        beams, scores = running, np.array(scores, logits.dtype)[:, None]
+        if last or not running:
+            break
+        if len(ended) == num_beams:
+            best_running, worst_ended = scores[0] / length**length_penalty, ended[-1][1]
+            if early_stopping or best_running <= worst_ended:
+                break
+        beams = running
         cache = select(model, cache, origin)
         logits = read(model, np.array([ids[-1:] for ids in beams]), cache)
     return ended

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sampling import PROMPTS, stored_model
 
+from numpygpt import ops
 from numpygpt.beam import beam_search
 from numpygpt.model import GPT2
 from numpygpt.sample import probabilities
@@ -37,6 +38,41 @@ def test_enough_beams_find_the_likeliest_pair(model):
     (best, score), *_ = beam_search(model, PROMPTS[0], 2, 31)
     assert tuple(best) == np.unravel_index(joint.argmax(), joint.shape)
     assert math.isclose(score, joint.max() / 2, rel_tol=1e-12)
+
+
+def test_ids_can_be_forbidden_and_favoured(model):
+    seen = []
+
+    def log_p(rows, logits):
+        seen.extend(map(tuple, rows))
+        out = ops.log_softmax(logits)
+        out[:, ::2] = -np.inf  # odd ids alone
+        return out
+
+    found = beam_search(model, PROMPTS[0], 4, 3, log_p=log_p)
+    assert len(found) == 3 and all(i % 2 for ids, _ in found for i in ids)
+    assert {len(row) for row in seen} == {3, 4, 5, 6}  # the prompt, then with the new ids
+    for ids, score in found:
+        rows = ops.log_softmax(model.forward([[*PROMPTS[0], *ids]])[0])[0]
+        assert math.isclose(score, sum(rows[2 + n, i] for n, i in enumerate(ids)) / 4)
+
+
+def test_early_stopping_ends_with_the_first_ended_beams(model):
+    """One beam may end at once, with an id of log p = -9; all others are better for longer."""
+
+    def log_p(rows, logits):
+        out = np.full(logits.shape, -30.0)
+        out[:, 5] = -1.0
+        out[:, 7] = -2.0 if len(rows[0]) > 3 else -9.0
+        return out
+
+    settings = {"eos": 7, "log_p": log_p}
+    first = beam_search(model, PROMPTS[0], 5, 1, **settings, early_stopping=True)
+    assert first == [([5, 5, 5, 5, 5], -1.0)]  # rank 1 is no end: the likelier id runs on
+    wide = beam_search(model, PROMPTS[0], 5, 2, **settings, early_stopping=True)
+    assert [ids for ids, _ in wide] == [[5, 7], [7]]
+    late = beam_search(model, PROMPTS[0], 5, 2, **settings)
+    assert [ids for ids, _ in late] == [[5, 5, 5, 5, 5], [5, 5, 5, 5, 7]]
 
 
 def test_beams_past_the_context_are_refused(model):

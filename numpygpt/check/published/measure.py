@@ -232,77 +232,65 @@ def continuation(subject, given, new, view="text", beams=1, returned=1, length=N
 
     view: "text", "answer" (the text without its heading) or "ids"; of greedy decoding and of a
     search with bans also the "logits" and "log_probabilities" of the chosen ids, and their "score"
-    sum ln p / length. `bans`: the arguments of `search`.
+    sum ln p / length. `bans`: arguments of `log_p_with_bans`.
     """
     end, out = subject.tokenizer.eot, []
+    log_p = partial(log_p_with_bans, subject, beams, **bans)
     for prompt in sequences(subject, given)[0]:
-        if bans:
-            key = f"{prompt} {new} {beams} {bans}"
-            found = _once(subject, key, partial(search, subject, prompt, new, beams, **bans))
-        elif beams > 1:
-            found = beam.beam_search(subject.model, prompt, new, beams, eos=end)
+        if bans or beams > 1:
+            search = partial(beam.beam_search, subject.model, prompt, new, beams, eos=end)
+            if bans:  # rust-bert stops at the first ended beams
+                search = partial(search, log_p=log_p, early_stopping=True)
+            found = _once(subject, f"{prompt} {new} {beams} {bans}", search)
         else:
             steps = sample.generate(subject.model, prompt, new, temperature=0, stop=end)
-            ids = [i for (step,) in steps for i in step]
-            found = [(ids, _chosen(subject, prompt, ids, "log_probabilities"))]
-        for ids, steps in found[:returned]:
-            ids = ids[:-1] if ids[-1] == end else ids
+            found = [([i for (step,) in steps for i in step], None)]
+        for ids, _ in found[:returned]:
+            text_ids = ids[:-1] if ids[-1] == end else ids
+            text = subject.tokenizer.decode(text_ids)
             if view == "score":
-                out.append(sum(steps) / length)
+                out.append(sum(_chosen(subject, prompt, ids, log_p)) / length)
+            elif view == "log_probabilities":
+                out.append(_chosen(subject, prompt, ids, log_p))
             elif view == "logits":
-                out.append(_chosen(subject, prompt, ids, view))
+                out.append(_chosen(subject, prompt, text_ids, lambda rows, logits: logits))
+            elif view == "ids":
+                out.append(text_ids)
+            elif view == "answer":
+                out.append(text.replace("### Response:", "").strip())
             else:
-                text = subject.tokenizer.decode(ids)
-                answer = text.replace("### Response:", "").strip()
-                views = {"text": text, "answer": answer, "ids": ids, "log_probabilities": steps}
-                out.append(views[view])
+                out.append(text)
     return out
 
 
 def _chosen(subject, prompt, ids, view):
+    """What view(the ids before each, logits) says of each of these ids after the prompt."""
     logits = forward(subject, [(prompt + ids)[:-1]])[0][0, len(prompt) - 1 :]
-    return np.take_along_axis(VIEWS[view](logits), np.array(ids)[:, None], -1)[:, 0].tolist()
+    values = view([prompt + ids[:i] for i in range(len(ids))], logits)
+    return np.take_along_axis(values, np.array(ids)[:, None], -1)[:, 0].tolist()
 
 
-def search(subject, prompt, new, beams=1, no_repeat=0, forbidden=(), penalty=1.0, temperature=1.0):
-    """Greedy (one beam) or beam search with bans, as transformers and rust-bert define them.
+def log_p_with_bans(
+    subject, beams, rows, logits, no_repeat=0, forbidden=(), penalty=1.0, temperature=1.0
+):
+    """Log-probabilities (rows, V) with bans, as transformers and rust-bert define them.
 
     no_repeat n: no sequence of n tokens occurs twice. forbidden: texts whose tokens must not occur.
     penalty: logits of tokens seen before are divided by it, or multiplied where negative. Greedy
-    bans before the softmax and beam search after it, as both libraries do. Without a cache: simple
-    and slow. Returns [(new ids, ln p of each)], the largest mean ln p first.
+    (one beam) bans before the softmax and beam search after it, as both libraries do.
     """
     forbidden = [subject.tokenizer.encode(text) for text in forbidden]
-    running, ended = [([], [])], []
-    for step in range(1, new + 1):
-        tokens = [prompt + ids for ids, _ in running]
-        logits = subject.model.forward(np.array(tokens), only_last=True)[0][:, 0]
-        steps = []
-        for row, x in zip(tokens, logits.astype(np.float64), strict=True):
-            seen = np.unique(row)
-            x[seen] = np.where(x[seen] < 0, x[seen] * penalty, x[seen] / penalty)
-            banned = _banned(row, no_repeat, forbidden)
-            if beams == 1:
-                x[banned] = -np.inf
-            x = _log_softmax(x / temperature)
+    steps = []
+    for row, x in zip(rows, logits.astype(np.float64), strict=True):
+        seen = np.unique(row)
+        x[seen] = np.where(x[seen] < 0, x[seen] * penalty, x[seen] / penalty)
+        banned = _banned(row, no_repeat, forbidden)
+        if beams == 1:
             x[banned] = -np.inf
-            steps.append(x)
-        totals = np.stack(steps) + np.array([[sum(trail)] for _, trail in running])
-        best = np.argpartition(-totals, 2 * beams, axis=None)[: 2 * beams]
-        best = best[np.argsort(-totals.ravel()[best])]
-        chosen = []
-        for rank, at in enumerate(best.tolist()):
-            row, token = divmod(at, totals.shape[1])
-            ids, trail = running[row]
-            found = ([*ids, token], [*trail, float(steps[row][token])])
-            if token == subject.tokenizer.eot or step == new:
-                ended += [found] if rank < beams else []
-            elif len(chosen) < beams:
-                chosen.append(found)
-        if len(ended) >= beams or not chosen:
-            break
-        running = chosen
-    return sorted(ended, key=lambda found: -np.mean(found[1]))
+        x = _log_softmax(x / temperature)
+        x[banned] = -np.inf
+        steps.append(x)
+    return np.stack(steps)
 
 
 def _banned(ids, no_repeat, forbidden):
