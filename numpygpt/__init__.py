@@ -9,6 +9,15 @@
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # never run: for editors, which complete names and find where they are defined
+    from numpygpt.bpe import Tokenizer
+    from numpygpt.files.checkpoint import save
+    from numpygpt.files.pretrained import load
+    from numpygpt.formats import CheckpointError
+    from numpygpt.model import GPT2, Config, init
+    from numpygpt.sample import generate
 
 __version__ = "0.1.0"
 

@@ -96,6 +96,13 @@ class Tokenizer:
         self._whole = {self._bytes[i]: i for i in whole}
         self._cache, self._cached = {}, 0  # stretch -> ids; how much of CACHE_SIZE is used
 
+    def __repr__(self):
+        special = ", ".join(f"{token} = {i}" for token, i in self.special.items()) or "none"
+        return (
+            f"Tokenizer({self.n_vocab:,} tokens, {len(self.merges):,} merges; "
+            f"special tokens: {special})"
+        )
+
     def _add_merge(self, left, right, ids):
         rank = len(self._made)
         for part in (left, right):

@@ -123,6 +123,25 @@ class Cache:
     pads: np.ndarray | None = None
 
 
+class Record(dict):
+    """What a forward pass computed: name -> array, in the order of computation. Shown as a table of
+    names, shapes and ranges, as the numbers themselves would fill the screen for minutes."""
+
+    def __repr__(self):
+        rows = [("name", "shape", "dtype", "smallest", "mean", "largest")]
+        for name, array in self.items():
+            array = np.asarray(array)
+            numbers = [f"{of(array):.4g}" for of in (np.min, np.mean, np.max)]
+            rows.append((name, str(array.shape), str(array.dtype), *numbers))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [f"a record of {len(self)} arrays, in the order of computation"]
+        for row in rows:
+            words = [cell.ljust(width) for cell, width in zip(row[:3], widths[:3], strict=True)]
+            numbers = [cell.rjust(width) for cell, width in zip(row[3:], widths[3:], strict=True)]
+            lines.append("  ".join(words + numbers))
+        return "\n".join(lines)
+
+
 class GPT2:
     """GPT-2 with the given configuration and parameters; `ops` is the table of its operations.
 
@@ -134,6 +153,13 @@ class GPT2:
     def __init__(self, config: Config, params: dict[str, np.ndarray], ops=reference_ops):
         self.config, self.params, self.ops = config, params, ops
         self.dtype = check_params(params, parameter_shapes(config, "lm_head.weight" not in params))
+
+    def __repr__(self):
+        c, size = self.config, sum(p.size for p in self.params.values())
+        return (
+            f"GPT2({c.n_layer} layers, {c.n_embd} wide, {c.n_head} heads, {c.n_ctx} positions, "
+            f"{c.n_vocab:,} tokens: {size:,} parameters in {self.dtype})"
+        )
 
     def cache(self, batch: int = 1) -> Cache:
         """An empty KV cache for `batch` sequences; `forward(tokens, cache)` fills it."""
@@ -159,7 +185,7 @@ class GPT2:
         tokens, pads = check_input(self, tokens, cache, pads, keep)
         past = cache.length if cache else 0
         positions = ops.positions(past, tokens.shape[1], pads)
-        acts, given = {}, given or {}
+        acts, given = Record(), given or {}
 
         def save(name, array, prefix=""):
             if keep == "everything" or (keep == "backward" and name in READ_BACKWARD):

@@ -846,3 +846,17 @@ def test_given_entries_take_the_place_of_what_was_computed():
         before, after = names[: names.index(name)], names[-1]
         assert all(np.array_equal(other[n], acts[n]) for n in before)
         assert not np.allclose(other[after], acts[after])
+
+
+def test_models_and_records_are_shown_in_words():
+    config = Config(n_vocab=7, n_ctx=8, n_embd=6, n_head=3, n_layer=2)
+    gpt = GPT2(config, {n: np.ones(s) for n, s in parameter_shapes(config).items()})
+    assert repr(gpt) == (
+        "GPT2(2 layers, 6 wide, 3 heads, 8 positions, 7 tokens: 1,122 parameters in float64)"
+    )
+    _, acts = gpt.forward([3, 5, 1], keep="everything")
+    shown = repr(acts).splitlines()
+    assert shown[0] == f"a record of {len(acts)} arrays, in the order of computation"
+    assert [line.split()[0] for line in shown[1:]] == ["name", *acts]
+    assert shown[2].split() == ["tokens", "(1,", "3)", "int64", "1", "3", "5"]
+    assert max(map(len, shown)) < 100

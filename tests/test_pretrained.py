@@ -1,5 +1,6 @@
 """From a name or a folder to a model: names, places, vocabularies, and what `import` costs."""
 
+import ast
 import configparser
 import dataclasses
 import importlib.metadata
@@ -249,6 +250,13 @@ def test_every_file_of_the_package_can_be_reached():
     assert set(dir(numpygpt)) == files | rooms | {"__version__"} | set(numpygpt.PUBLIC)
     code = "import numpygpt; print(numpygpt.data.__name__, numpygpt.formats.__name__)"
     assert run(code) == "numpygpt.data numpygpt.formats"
+
+
+def test_editors_see_every_public_name_where_it_is_defined():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {a.name: node.module for node in block.body for a in node.names}
+    assert seen == {name: f"numpygpt.{file}" for name, file in numpygpt.PUBLIC.items()}
 
 
 def test_a_name_that_is_not_there():
