@@ -267,3 +267,28 @@ def test_what_cannot_be_changed_is_said():
         analyze.ablate_heads(gpt, np.arange(6), [(2, 0)])
     with pytest.raises(ValueError, match='keep="everything"'):
         analyze.patch(gpt, np.arange(6), "h.0.ln_1", gpt.forward([1])[1])
+
+
+def test_likeliest_and_surprise():
+    logits = np.log([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [1 / 3, 1 / 3, 1 / 3]])
+    ids, p = analyze.likeliest(logits, 2)
+    np.testing.assert_array_equal(ids, [[0, 1], [2, 1], [0, 1]])  # of equals the lower id
+    np.testing.assert_allclose(p, [[0.5, 0.25], [0.7, 0.2], [1 / 3, 1 / 3]])
+    nats, entropy = analyze.surprise(logits, [0, 1, 2])
+    np.testing.assert_allclose(nats, [math.log(4), -math.log(0.7)])
+    np.testing.assert_allclose(entropy[0], 1.5 * math.log(2))
+
+
+def test_principal_directions_of_points_on_a_line():
+    points = np.outer([0, 1, 2, 5], [3.0, -4.0, 0.0]) + 7
+    found, shares = analyze.principal(points)
+    np.testing.assert_allclose(np.diff(found[:, 0]), [-5, -5, -15])  # -4 is the largest entry
+    np.testing.assert_allclose(shares, [1, 0], atol=1e-12)
+    np.testing.assert_allclose(analyze.principal(np.ones((3, 4)))[1], 0)
+
+
+def test_cosines():
+    found = analyze.cosines([[1, 0], [1, 1], [-2, 0], [0, 0]])
+    half = math.sqrt(0.5)
+    expected = [[1, half, -1, 0], [half, 1, -half, 0], [-1, -half, 1, 0], [0, 0, 0, 0]]
+    np.testing.assert_allclose(found, expected, atol=1e-12)

@@ -52,3 +52,161 @@ def test_the_command_draws_a_log(tmp_path, ending):
     assert cli.main(["plot", "loss", str(log), "-o", str(out)]) == 0
     start = out.read_bytes()[:200]
     assert start.startswith(b"\x89PNG") if ending == "png" else b"<svg" in start or b"xml" in start
+
+
+# ---- tokens as people read them -----------------------------------------------------------------
+
+
+class Bytes:
+    """A tokenizer of whole pieces, by their number."""
+
+    def __init__(self, *pieces):
+        self.pieces = pieces
+
+    def decode_bytes(self, ids):
+        return b"".join(self.pieces[i] for i in ids)
+
+
+def test_tokens_are_written_as_people_read_them():
+    pieces = [
+        b" the",
+        b"\n\n",
+        b"\t",
+        b"\xe2\x80",
+        "é".encode(),
+        "中".encode(),
+        b"\x07",
+        b"$x$",
+        b"",
+    ]
+    labels = plot.token_labels(Bytes(*pieces), range(len(pieces)))
+    assert labels[:4] == ["␣the", "↵↵", "⇥", "‹e2 80›"]
+    assert labels[4:] == ["é", "U+4E2D", "U+0007", "$x$", ""]
+
+
+def test_what_could_be_a_formula_is_drawn_as_it_is(tmp_path):
+    fig, axes = plot.figure(2)
+    labels = ["$", r"\frac{", "$x^$", "_^{", r"\$"]
+    plot.next_tokens(axes[0], [0.2] * 5, labels)
+    plot.lens(axes[1], np.full((1, 5), 0.3), [labels], ["layer 0"], labels)
+    plot.save(fig, tmp_path / "a.png")  # a formula would not parse
+    assert [label.get_text() for label in axes[0].get_yticklabels()][2] == r"\$x^\$"
+
+
+# ---- each picture -------------------------------------------------------------------------------
+
+
+def test_what_a_query_must_not_see_is_masked_and_a_zero_is_not():
+    pattern = np.array([[1.0, 0, 0, 0], [0, 1, 0, 0]])
+    fig, (ax,) = plot.figure()
+    plot.attention(ax, pattern[:, :3], ["b", "c"], ["a", "b", "c"])  # the last 2 of 3 positions
+    shown = ax.get_images()[0].get_array()
+    np.testing.assert_array_equal(np.ma.getmaskarray(shown), [[0, 0, 1], [0, 0, 0]])
+    assert ax.patch.get_hatch() and "hatched" in ax.get_xlabel()
+
+
+def test_all_heads_in_one_grid():
+    patterns = np.random.default_rng(0).random((3, 4, 4))
+    fig, axes = plot.figure(2, 2, 2, rows=2)
+    shown = plot.heads(axes, patterns, ["␣a", "b", "c", "d"])
+    assert len(shown) == 3 and axes[3] not in fig.axes
+    for ax, pattern in zip(shown, patterns, strict=True):
+        np.testing.assert_array_equal(ax.get_images()[0].get_array().data, pattern)
+    labelled = [bool([t.get_text() for t in ax.get_xticklabels()]) for ax in shown]
+    assert labelled == [False, True, True]  # the lowest of each column
+    assert "␣ a space" in fig.get_supxlabel()
+
+
+def test_next_tokens_shows_what_is_left_for_the_others():
+    fig, (ax,) = plot.figure()
+    plot.next_tokens(ax, [0.5, 0.125], ["␣a", "b"])
+    assert [bar.get_width() for bar in ax.patches] == [0.5, 0.125, 0.375]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["␣a", "b", "all others"]
+
+
+def test_logprobs_shows_surprise_and_entropy():
+    fig, (ax,) = plot.figure()
+    plot.logprobs(ax, [1.0, 3.0], ["a", "b"], [2.0, 0.5])
+    assert [bar.get_height() for bar in ax.patches[:2]] == [1, 3]
+    np.testing.assert_array_equal(ax.patches[2].get_data().values, [2, 0.5])
+    assert "2.00 nats" in ax.get_title()
+
+
+def test_head_scores_are_written_down_with_their_signs():
+    fig, (left, right) = plot.figure(2)
+    plot.head_scores(left, [[0.5, 0.0], [1.0, 0.25]], "score")
+    assert [text.get_text() for text in left.texts] == ["0.50", "0.00", "1.00", "0.25"]
+    plot.head_scores(right, [[0.5, -0.001], [-1.0, 0.25]], "share")
+    assert [text.get_text() for text in right.texts] == ["+0.50", "+0.00", "-1.00", "+0.25"]
+    np.testing.assert_array_equal(right.get_images()[0].get_array(), [[0.5, 0.001], [1, 0.25]])
+    plot.head_scores(left, np.zeros((2, 2)), "score")  # nothing to divide by
+
+
+def test_attribution_bars_and_their_sum():
+    fig, (ax,) = plot.figure()
+    plot.attribution(ax, ["token", "MLP 0"], [1.5, -0.25])
+    assert [bar.get_width() for bar in ax.patches] == [1.5, -0.25]
+    assert "1.25" in ax.get_xlabel()
+
+
+def test_repetition_gives_the_mean_of_each_half():
+    fig, (ax,) = plot.figure()
+    plot.repetition(ax, np.array([np.nan, 4.0, 1.0, 2.0]))
+    assert [text.get_text()[-4:] for text in ax.texts] == ["4.00", "1.50"]
+
+
+def test_embedding_and_similarity():
+    fig, (left, right) = plot.figure(2)
+    plot.embedding(left, [(0, 1), (2, 3)], ["$a", "␣b"], [0.5, 0.25])
+    assert [text.get_text() for text in left.texts] == ["$a", "␣b"]
+    assert "50%" in left.get_xlabel() and "25%" in left.get_ylabel()
+    plot.similarity(right, np.eye(3))
+    assert right.get_images()[0].get_clim() == (-1, 1)
+
+
+def test_a_notebook_is_given_a_picture_of_a_figure_and_of_its_axes():
+    fig, axes = plot.figure(2)
+    for shown in (fig, *axes):
+        assert shown._repr_png_().startswith(b"\x89PNG")
+
+
+# ---- the command --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["next", "logprobs", "attention", "heads", "lens", "attribution", "induction", "embedding"],
+)
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_the_command_draws_the_bundled_model(tmp_path, what, ending, capsys):
+    text = [] if what in ("induction", "embedding") else ["The old $ fox\n中, the old"]
+    out = tmp_path / f"a.{ending}"
+    assert cli.main(["plot", what, *text, "-o", str(out)]) == 0
+    assert out.stat().st_size > 10_000
+    assert capsys.readouterr().err == f"drawn in {out}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["next", ""], "the text is empty"),
+        (["next", "a", "--top", "101"], "--top goes up to 100"),
+        (["lens", "a b c " * 30], "too many to be readable"),
+        (["attention", "a", "--head", "-1"], "there is no layer 0, head -1"),
+        (["heads", "a", "--layer", "99"], "there is no layer 99"),
+        (["attribution", "a", "--target", "hungry wolf"], "--target must be one token"),
+        (["attribution", "a", "--against", ""], "--against must be one token"),
+        (["induction", "--length", "1"], "length must be 2 to"),
+        (["embedding", "a"], "give at least three"),
+        (["next", "a", "-o", "a.xyz"], "'xyz' is not supported"),
+        (["loss"], "training.jsonl"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said_in_one_line(
+    arguments, sentence, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["plot", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert sentence in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ import itertools
 
 import numpy as np
 
-from numpygpt import evaluate
+from numpygpt import evaluate, ops
 from numpygpt.model import Config, parameter_shapes, with_ops
 
 # ---- of a configuration -------------------------------------------------------------------------
@@ -61,14 +61,57 @@ def logit_lens(model, acts) -> dict[str, np.ndarray]:
     to the last `resid_post`: name -> logits (B, T, V). Source: nostalgebraist 2020, "interpreting
     GPT: the logit lens".
     """
-    p, ops = model.params, model.ops
+    p = model.params
     last = f"h.{model.config.n_layer - 1}.resid_post"
     lens = {}
     for name, x in acts.items():
         if name.endswith("resid_pre") or name == last:
-            x = ops.layer_norm(x, p["ln_f.weight"], p["ln_f.bias"], model.config.layer_norm_epsilon)
-            lens[name] = ops.unembed(x, p.get("lm_head.weight", p["wte.weight"]))
+            eps = model.config.layer_norm_epsilon
+            x = model.ops.layer_norm(x, p["ln_f.weight"], p["ln_f.bias"], eps)
+            lens[name] = model.ops.unembed(x, p.get("lm_head.weight", p["wte.weight"]))
     return lens
+
+
+def likeliest(logits, count: int = 1):
+    """The `count` likeliest tokens, best first, and their probabilities: (..., V) -> (..., count).
+
+    Of equals the lower id comes first. Probabilities are in float64.
+    """
+    log_p = ops.log_softmax(np.asarray(logits, np.float64))
+    ids = np.argsort(-log_p, axis=-1, kind="stable")[..., :count]
+    return ids, np.exp(np.take_along_axis(log_p, ids, -1))
+
+
+def surprise(logits, tokens):
+    """-ln p of each token that came, and the entropy of what was expected there, both in nats.
+
+    logits (T, V) of ids (T,): what stands at t expects the token at t + 1 -> two of (T - 1,). The
+    entropy, -sum p ln p, is the mean surprise if the model were right about the odds. Raises
+    FloatingPointError for logits that are NaN or infinite.
+    """
+    logits, tokens = np.asarray(logits)[:-1], np.asarray(tokens)[1:]
+    each = evaluate.nats(logits[None], tokens[None])[0]
+    log_p = ops.log_softmax(logits.astype(np.float64))
+    return each, -(np.exp(log_p) * log_p).sum(-1)
+
+
+def principal(vectors, count: int = 2):
+    """Vectors (N, C) in the directions in which they differ most -> (N, count), and of each
+    direction its share of the variance. The sign of each is such that its largest entry is > 0."""
+    centred = np.asarray(vectors, np.float64)
+    centred = centred - centred.mean(0)
+    _, sizes, directions = np.linalg.svd(centred, full_matrices=False)
+    directions = directions[:count]
+    largest = np.take_along_axis(directions, np.abs(directions).argmax(1)[:, None], 1)
+    shares = sizes**2 / (np.sum(sizes**2) or 1.0)
+    return centred @ (directions * np.sign(largest)).T, shares[:count]
+
+
+def cosines(vectors):
+    """The cosine of the angle between each two of the vectors (N, C) -> (N, N)."""
+    x = np.asarray(vectors, np.float64)
+    x = x / np.maximum(np.sqrt((x * x).sum(-1, keepdims=True)), np.finfo(np.float64).tiny)
+    return x @ x.T
 
 
 def logit_attribution(model, acts, targets, against=None) -> dict[str, np.ndarray]:
@@ -188,7 +231,7 @@ def run_with(model, tokens, changes: dict, pads=None):
             "see the names in the record"
         )
     at = {makers[name]: (name, change) for name, change in changes.items()}
-    ops = {op for op, _ in at}
+    names = {op for op, _ in at}
 
     def changed(op, call, result):
         if (op, call) not in at:
@@ -201,7 +244,7 @@ def run_with(model, tokens, changes: dict, pads=None):
             )
         return new
 
-    return _watched(model, ops, changed).forward(tokens, pads=pads, keep="everything")
+    return _watched(model, names, changed).forward(tokens, pads=pads, keep="everything")
 
 
 def _watched(model, names, see):
