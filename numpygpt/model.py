@@ -176,6 +176,7 @@ class GPT2:
         only_last: compute the logits of the last position alone, as sampling needs.
         given: entries of the record, name -> array, that take the place of what was computed (which
             is recorded first): a step on somebody else's numbers, a patched or ablated activation.
+            Only `get(name, computed)` is asked of it, which may be a function of what was computed.
 
         Returns logits (B, T, V), or (B, 1, V) with only_last, and the dict acts.
         Raises TypeError for tokens that are not integers, and ValueError for ids outside the

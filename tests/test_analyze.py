@@ -181,7 +181,7 @@ def test_an_untrained_model_has_no_induction():
 # ---- runs with something changed ----------------------------------------------------------------
 
 
-def test_every_entry_that_an_operation_makes_can_be_taken_from_another_run():
+def test_every_entry_can_be_taken_from_another_run():
     """Put in its own value nothing changes; another's stands in the record, and decides the end."""
     gpt = small()
     here, there = np.random.default_rng(0).integers(0, 29, (2, 1, 7))
@@ -253,7 +253,7 @@ def test_what_cannot_be_changed_is_said():
     _, acts = gpt.forward(np.arange(6), keep="everything")
     _, short = gpt.forward(np.arange(5), keep="everything")
     for name in ("h.0.attn.w", "tokens", "h.2.mlp.act"):
-        with pytest.raises(ValueError, match=f"no operation makes {name}"):
+        with pytest.raises(ValueError, match=f"the record has no {name}"):
             analyze.run_with(gpt, np.arange(6), {name: np.zeros_like})
     with pytest.raises(ValueError, match="equally many tokens"):
         analyze.patch(gpt, np.arange(6), "h.0.ln_1", short)

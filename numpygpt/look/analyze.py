@@ -7,12 +7,12 @@
 What a record shows is what happened; that the model *needed* it, only a changed run can show.
 """
 
-import itertools
+import types
 
 import numpy as np
 
 from numpygpt import evaluate, ops
-from numpygpt.model import Config, parameter_shapes, with_ops
+from numpygpt.model import Config, parameter_shapes
 
 # ---- of a configuration -------------------------------------------------------------------------
 
@@ -220,63 +220,31 @@ def run_with(model, tokens, changes: dict, pads=None):
     changes: name -> the array that takes the entry's place, or a function of what was computed that
     returns it. All that comes after is computed from it: this is how "does the model use this?" is
     asked. Returns logits and the record, in which the changed entries stand as changed.
-
-    The operation that makes an entry is replaced in the table of operations, see `with_ops`.
-    Raises ValueError for a name that no operation makes, and for another shape.
+    Raises ValueError for a name that the record does not have, and for another shape.
     """
-    makers = _makers(model)
-    if unknown := [name for name in changes if name not in makers]:
-        raise ValueError(
-            f"no operation makes {', '.join(unknown)}: an entry is called like h.0.attn.z or ln_f, "
-            "see the names in the record"
-        )
-    at = {makers[name]: (name, change) for name, change in changes.items()}
-    names = {op for op, _ in at}
+    taken = {}
 
-    def changed(op, call, result):
-        if (op, call) not in at:
-            return result
-        name, change = at[op, call]
-        new = np.asarray(change(result) if callable(change) else change, result.dtype)
-        if new.shape != result.shape:
+    def get(name, computed):
+        if name not in changes:
+            return computed
+        change = changes[name]
+        new = np.asarray(change(computed) if callable(change) else change, computed.dtype)
+        if new.shape != computed.shape:
             raise ValueError(
-                f"{name} has shape {result.shape}, and what should replace it {new.shape}"
+                f"{name} has shape {computed.shape}, and what should replace it {new.shape}"
             )
+        taken[name] = new
         return new
 
-    return _watched(model, names, changed).forward(tokens, pads=pads, keep="everything")
-
-
-def _watched(model, names, see):
-    """The model whose operations `names` return see(operation, number of the call, result)."""
-
-    def watched(name):
-        op, calls = getattr(model.ops, name), itertools.count()
-        return lambda *args: see(name, next(calls), op(*args))
-
-    return with_ops(model, **{name: watched(name) for name in names})
-
-
-def _makers(model) -> dict[str, tuple]:
-    """Entry of the record -> (operation, number of its call) of the operation that returned it.
-
-    One token is run to see it, so that the order of the calls is written down in `model.py` alone.
-    A block's `resid_post` and the next one's `resid_pre` are one array.
-    """
-    returned = []
-
-    def see(op, call, result):
-        returned.append((op, call, result))
-        return result
-
-    names = [name for name, op in vars(model.ops).items() if callable(op) and name[0] != "_"]
-    _, acts = _watched(model, names, see).forward([0], keep="everything")
-    return {
-        name: (op, call)
-        for name, array in acts.items()
-        for op, call, result in returned
-        if result is array
-    }
+    given = types.SimpleNamespace(get=get)  # all that `forward` asks of it
+    logits, acts = model.forward(tokens, pads=pads, keep="everything", given=given)
+    if unknown := [name for name in changes if name not in taken or name == "tokens"]:
+        raise ValueError(
+            f"the record has no {', '.join(unknown)} that can be changed: an entry is called like "
+            "h.0.attn.z or ln_f"
+        )
+    acts.update(taken)
+    return logits, acts
 
 
 def patch(model, tokens, name, record, head=None, position=None, pads=None):
