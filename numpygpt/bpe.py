@@ -51,6 +51,17 @@ def pre_tokens(text: str) -> list[str]:
     return PATTERN.findall(text)
 
 
+def documents(text: str, end: str = END_OF_TEXT) -> list[str]:
+    """The documents of a text in which the end token stands after each, without empty ones.
+
+    It ends a document wherever it stands: on a line of its own, within a line, followed by blanks.
+    A newline on either side of it, the blanks after it, and the newline that ends the text belong
+    to no document.
+    """
+    parts = re.split(rf"\n?{re.escape(end)}[^\S\n]*\n?", text.removesuffix("\n"))
+    return [part for part in parts if part]
+
+
 class Tokenizer:
     """Byte-level BPE as in GPT-2: any text to ids and back, nothing ever unknown.
 
@@ -131,14 +142,13 @@ class Tokenizer:
     def train(cls, text: str, n_vocab: int, special: str = END_OF_TEXT) -> "Tokenizer":
         """Learn a vocabulary of n_vocab ids: 256 bytes, n_vocab - 257 merges, the special token.
 
-        A line that holds only the special token stands between documents; neither it nor the two
-        newlines around it are learned from. Raises ValueError where n_vocab is below 257 or more
-        than the text has pairs for.
+        The special token ends a document wherever it stands (see `documents`) and is not learned
+        from. Raises ValueError where n_vocab is below 257 or more than the text has pairs for.
         """
         if n_vocab < 257:
             raise ValueError(f"n_vocab is {n_vocab}, but 256 bytes and {special} need 257.")
-        documents = re.split(rf"(?m)\n?^{re.escape(special)}$\n?", _well_formed(text))
-        words = Counter(chain.from_iterable(map(pre_tokens, documents)))
+        texts = documents(_well_formed(text), special)
+        words = Counter(chain.from_iterable(map(pre_tokens, texts)))
         merges = learn_merges(words, n_vocab - 257)
         tokens = [*byte_symbols().values(), *map("".join, merges), special]
         return cls(tokens, merges, [special])

@@ -8,36 +8,29 @@ GPT predicts the *next* token at every position. No token is hidden and guessed 
 that is masked language modelling, which is how BERT is trained.
 """
 
-import re
-
 import numpy as np
 
-END_OF_TEXT = "<|endoftext|>"
-
-
-def documents(text: str) -> list[str]:
-    """The documents of a text in which a line `<|endoftext|>` ends each, without empty ones."""
-    parts = re.split(rf"(?m)^{re.escape(END_OF_TEXT)}$\n?", text)
-    return [part for part in (part.removesuffix("\n") for part in parts) if part]
+from .bpe import documents as documents  # the vocabulary is learned from the same documents
 
 
 def encode_documents(tokenizer, texts) -> np.ndarray:
-    """One stream of ids: the special token, document, special token, document, ..., special token.
+    """One stream of ids: the end token, document, end token, document, ..., end token.
 
     It stands first as well, so that the model learns what a document begins with: (N,) int32.
+    Other special tokens in a document are what they are everywhere: one token.
     """
     end = _end(tokenizer)
     ids = [end]
     for text in texts:
-        ids += tokenizer.encode(text)
+        ids += tokenizer.encode(text, tokenizer.special)
         ids.append(end)
     return np.array(ids, np.int32)
 
 
 def _end(tokenizer):
-    if END_OF_TEXT not in tokenizer.special:
-        raise ValueError(f"the vocabulary has no {END_OF_TEXT}, which must end each document")
-    return tokenizer.special[END_OF_TEXT]
+    if tokenizer.eot is None:
+        raise ValueError("the vocabulary names no end token, which must end each document")
+    return tokenizer.eot
 
 
 def stream(ids, batch: int, length: int, rng: np.random.Generator):
@@ -63,16 +56,17 @@ def stream(ids, batch: int, length: int, rng: np.random.Generator):
 
 
 def pair_batches(pairs, tokenizer, batch: int, length: int, rng: np.random.Generator):
-    """Batches of (x, y) text pairs, without end: the loss counts y and the special token after it.
+    """Batches of (x, y) text pairs, without end: the loss counts y and the end token after it.
 
-    A row is x, y and `<|endoftext|>`, filled up at the right, where causal attention makes padding
+    A row is x, y and the end token, filled up at the right, where causal attention makes padding
     harmless, to the longest row of the batch. Raises ValueError naming a pair that is longer than
     `length` tokens, and when there are fewer pairs than `batch`.
     """
     end = _end(tokenizer)
     rows = []
     for number, (x, y) in enumerate(pairs):
-        before, after = tokenizer.encode(x), [*tokenizer.encode(y), end]
+        before = tokenizer.encode(x, tokenizer.special)
+        after = [*tokenizer.encode(y, tokenizer.special), end]
         if not before:
             before = [end]  # the first token of y needs something to be predicted from
         if len(before) + len(after) - 1 > length:

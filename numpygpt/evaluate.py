@@ -116,8 +116,8 @@ def lambada(model, tokenizer, texts: Iterable[str]) -> dict:
         context, space, word = text.rstrip().rpartition(" ")
         if not space:
             raise ValueError(f"a LAMBADA text needs two words at least, not {text!r}")
-        ids = tokenizer.encode(" " + word)
-        scored += continuations(model, tokenizer.encode(context), [ids])
+        ids = tokenizer.encode(" " + word, tokenizer.special)
+        scored += continuations(model, tokenizer.encode(context, tokenizer.special), [ids])
     _check_some(scored, "LAMBADA texts")
     return {
         "accuracy": sum(one.greedy for one in scored) / len(scored),
@@ -140,8 +140,8 @@ def hellaswag(model, tokenizer, items: Iterable[dict]) -> dict:
     right = {"accuracy": 0, "accuracy_norm": 0}
     count = 0
     for item in items:
-        endings = [tokenizer.encode(" " + ending) for ending in item["endings"]]
-        scored = continuations(model, tokenizer.encode(item["ctx"]), endings)
+        endings = [tokenizer.encode(" " + ending, tokenizer.special) for ending in item["endings"]]
+        scored = continuations(model, tokenizer.encode(item["ctx"], tokenizer.special), endings)
         label = int(item["label"])
         right["accuracy"] += int(np.argmin([one.nats for one in scored])) == label
         right["accuracy_norm"] += int(np.argmin([s.nats / s.tokens for s in scored])) == label

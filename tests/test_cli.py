@@ -272,7 +272,7 @@ def test_missing_files_and_wrong_bytes(run, tmp_path):
     (tmp_path / "latin.txt").write_bytes("Käse".encode("latin-1"))
     status, _, err = run("train", tmp_path / "latin.txt", "--out", tmp_path / "out")
     assert status == 2
-    assert "not UTF-8 (byte 0xe4 at 1)" in err
+    assert "latin.txt is not UTF-8: line 1 has the byte 0xe4" in err
     assert not os.path.exists(tmp_path / "out")
 
 

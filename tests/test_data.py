@@ -12,13 +12,26 @@ def tokenizer():
     return Tokenizer.gpt2()
 
 
-def test_documents_end_at_lines_that_hold_only_the_marker():
-    text = (
-        "One\n\nmore.\n<|endoftext|>\nTwo <|endoftext|> in a line\n<|endoftext|>\n<|endoftext|>\n"
-    )
-    assert data.documents(text) == ["One\n\nmore.", "Two <|endoftext|> in a line"]
-    assert data.documents("no marker") == ["no marker"]
-    assert data.documents("") == []
+@pytest.mark.parametrize(
+    "text",
+    [
+        "One\n\nmore.\n{}\nTwo, three\n{}\n",
+        "One\n\nmore.{}Two, three{}",
+        "One\n\nmore.\n{} \t\nTwo, three\n{} ",
+        "{}One\n\nmore.\n{}Two, three\n",
+        "One\n\nmore.{}\n{}\n{}\nTwo, three",
+    ],
+)
+@pytest.mark.parametrize("end", ["<|endoftext|>", "</s>", "[end.]"])
+def test_the_end_token_ends_a_document_wherever_it_stands(text, end):
+    assert data.documents(text.replace("{}", end), end) == ["One\n\nmore.", "Two, three"]
+
+
+def test_only_what_is_next_to_the_end_token_belongs_to_no_document():
+    assert data.documents("\n a \n\n</s>\n\n b \n\n", "</s>") == ["\n a \n", "\n b \n"]
+    assert data.documents("a </s> b", "</s>") == ["a ", "b"]
+    assert data.documents("no end <|endoftext|>", "</s>") == ["no end <|endoftext|>"]
+    assert data.documents("") == data.documents("<|endoftext|>\n<|endoftext|>") == []
 
 
 def test_documents_are_separated_by_the_special_token_and_begin_with_it(tokenizer):
@@ -85,3 +98,17 @@ def test_pairs_that_do_not_fit_are_named(tokenizer):
     next(data.pair_batches(pairs, tokenizer, 1, 8, np.random.default_rng(0)))
     with pytest.raises(ValueError, match="2 pairs are too few for a batch of 3"):
         next(data.pair_batches(pairs, tokenizer, 3, 9, np.random.default_rng(0)))
+
+
+def test_special_tokens_in_texts_and_pairs_are_tokens():
+    bare = Tokenizer.gpt2()
+    tokenizer = Tokenizer([*bare.tokens, "<user>"], bare.merges, ["<user>", "<|endoftext|>"])
+    assert data.encode_documents(tokenizer, ["<user>Hello"]).tolist() == [
+        50256,
+        50257,
+        15496,
+        50256,
+    ]
+    pairs = [("<user>Hello", " world<user>")]
+    tokens, targets, _ = next(data.pair_batches(pairs, tokenizer, 1, 9, np.random.default_rng(0)))
+    assert [*tokens[0], targets[0, -1]] == [50257, 15496, 995, 50257, 50256]

@@ -19,7 +19,7 @@ BOOK = {
     "sample": "memory ops",
     "draft": "sample",
     "beam": "ops sample",
-    "data": "",
+    "data": "bpe",
     "optim": "ops",
     "train": "memory optim",
     "lora": "",

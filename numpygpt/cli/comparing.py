@@ -127,7 +127,9 @@ def _token_rows(prompts, rows, tokenizer):
     """Ids (B, T), and the padding at the left of each row, or None if all are equally long."""
     import numpy as np
 
-    ids = [_integers(row, "--tokens") for row in rows] or [tokenizer.encode(p) for p in prompts]
+    ids = [_integers(row, "--tokens") for row in rows] or [
+        tokenizer.encode(p, tokenizer.special) for p in prompts
+    ]
     if not ids or not all(ids):
         raise ValueError("give a prompt that is not empty, or --tokens")
     length = max(map(len, ids))

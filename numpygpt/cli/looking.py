@@ -4,7 +4,7 @@ import math
 
 from numpygpt.cli.measuring import to_measure
 from numpygpt.cli.models import load
-from numpygpt.cli.shell import MODEL, json_line, positive, read, say, text_or_stdin
+from numpygpt.cli.shell import MODEL, positive, say, text_or_stdin
 
 
 def plot_command(args):
@@ -17,10 +17,11 @@ def plot_command(args):
 
 
 def _plot_loss(args, plot):
+    from numpygpt.files import text
+
     if args.input is None:
         raise ValueError("name the log of a run, its training.jsonl")
-    lines = enumerate(read(args.input).splitlines(), 1)
-    rows = [json_line(args.input, number, line, ["number", "loss"]) for number, line in lines]
+    rows = text.json_lines(args.input, text.LOG, text.LOG_SOMETIMES)
     fig, (ax,) = plot.figure(width=7)
     validation = [(row["number"], row["validation"]) for row in rows if "validation" in row]
     plot.loss_curve(

@@ -2,9 +2,9 @@
 
 import argparse
 import contextlib
-import json
 import sys
-from pathlib import Path
+
+from numpygpt.files import text
 
 MODEL = {"default": "tales", "help": "name or folder of a model"}
 
@@ -21,21 +21,7 @@ def text_or_stdin(argument, what):
         return argument
     if sys.stdin is None or (argument is None and sys.stdin.isatty()):
         raise ValueError(f"give {what} as an argument or on standard input")
-    return sys.stdin.buffer.read().decode("utf-8")
-
-
-def read(path):
-    return Path(path).read_text(encoding="utf-8")
-
-
-def json_line(path, number, line, keys):
-    try:
-        item = json.loads(line)
-        if all(key in item for key in keys):
-            return item
-    except (ValueError, TypeError):
-        pass
-    raise ValueError(f"{path}, line {number}: it must be a JSON object with {', '.join(keys)}")
+    return text.decode(sys.stdin.buffer.read(), "standard input")
 
 
 def positive(text):

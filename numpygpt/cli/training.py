@@ -8,35 +8,34 @@ import sys
 from pathlib import Path
 
 from numpygpt.cli.models import load
-from numpygpt.cli.shell import MODEL, json_line, positive, read, say
+from numpygpt.cli.shell import MODEL, positive, say
 
 
 def train_command(args):
-    """Pre-train a GPT-2 on a text, in which a line <|endoftext|> ends each document."""
+    """Pre-train a GPT-2 on a text, in which <|endoftext|> ends each document."""
     import numpy as np
 
     from numpygpt import data, model, train
-    from numpygpt.files import run
+    from numpygpt.files import run, text
 
     settings = _settings(args, train.Settings)
     config = model.Config(args.n_vocab, args.n_ctx, args.n_embd, args.n_head, args.n_layer)
-    texts = data.documents(read(args.text))
-    held_out = data.documents(read(args.validation)) if args.validation else []
+    whole = text.read(args.text)
+    held_out = data.documents(text.read(args.validation)) if args.validation else []
     if args.validation and not held_out:
         raise ValueError(f"{args.validation} holds no text")
     out = _new_folder(args.out)
-    tokenizer = _vocabulary(out, texts, args.n_vocab)
+    tokenizer = _vocabulary(out, whole, args.n_vocab)
     gpt = model.GPT2(config, model.init(config, np.random.default_rng(args.seed)))
-    ids = data.encode_documents(tokenizer, texts)
+    ids = data.encode_documents(tokenizer, data.documents(whole))
     batches = data.stream(ids, args.batch, args.n_ctx, np.random.default_rng([args.seed, 1]))
     say(f"{len(ids):,} tokens, {sum(p.size for p in gpt.params.values()):,} parameters")
     validation = data.encode_documents(tokenizer, held_out) if held_out else None
     return _run(args, gpt, tokenizer, batches, settings, run.digest(ids), validation)
 
 
-def _vocabulary(out, texts, n_vocab):
-    """The vocabulary of an unfinished run, or a new one learned from the texts."""
-    from numpygpt import data
+def _vocabulary(out, text, n_vocab):
+    """The vocabulary of an unfinished run, or a new one learned from the text."""
     from numpygpt.bpe import Tokenizer
 
     if (out / "merges.txt").exists():  # the second of its two files
@@ -48,7 +47,7 @@ def _vocabulary(out, texts, n_vocab):
             )
         return tokenizer
     say(f"learning a vocabulary of {n_vocab} tokens")
-    tokenizer = Tokenizer.train(f"\n{data.END_OF_TEXT}\n".join(texts), n_vocab)
+    tokenizer = Tokenizer.train(text, n_vocab)
     tokenizer.write(out)
     return tokenizer
 
@@ -58,22 +57,20 @@ def finetune_command(args):
     import numpy as np
 
     from numpygpt import data, train
-    from numpygpt.files import run
+    from numpygpt.files import run, text
 
     settings = _settings(args, train.Settings)
-    text = read(args.pairs)
-    lines = enumerate(text.splitlines(), 1)
-    pairs = [json_line(args.pairs, number, line, ["x", "y"]) for number, line in lines]
+    pairs = text.json_lines(args.pairs, text.PAIR)
     _new_folder(args.out)
     model, tokenizer = load(args.model)
     batches = data.pair_batches(
-        [(str(pair["x"]), str(pair["y"])) for pair in pairs],
+        [(pair["x"], pair["y"]) for pair in pairs],
         tokenizer,
         args.batch,
         model.config.n_ctx,
         np.random.default_rng([args.seed, 1]),
     )
-    return _run(args, model, tokenizer, batches, settings, run.digest(text), None)
+    return _run(args, model, tokenizer, batches, settings, run.digest(json.dumps(pairs)), None)
 
 
 def _new_folder(path):
@@ -154,11 +151,16 @@ def evaluate_command(args):
     from tqdm import tqdm
 
     from numpygpt import data, evaluate
+    from numpygpt.files import text
 
-    text = read(args.file)
+    if args.task == "perplexity":
+        whole = text.read(args.file)
+    else:
+        fields = {"lambada": text.LAMBADA, "hellaswag": text.HELLASWAG}[args.task]
+        items = text.json_lines(args.file, fields)[: args.limit]
     model, tokenizer = load(args.model)
     if args.task == "perplexity":
-        documents = data.documents(text)
+        documents = data.documents(whole)
         ids = data.encode_documents(tokenizer, documents)[: args.limit]
         nats, count = evaluate.stream_nats(model, ids, args.stride)
         results = {"tokens": count, "nats per token": nats / count}
@@ -167,9 +169,6 @@ def evaluate_command(args):
             size = sum(len(document.encode("utf-8")) for document in documents)
             results["bits per byte"] = evaluate.bits_per_byte(nats, size)
     else:
-        keys = {"lambada": ["text"], "hellaswag": ["ctx", "endings", "label"]}[args.task]
-        lines = list(enumerate(text.splitlines(), 1))[: args.limit]
-        items = [json_line(args.file, *line, keys) for line in lines]
         bar = tqdm(items, disable=None, unit="item")
         if args.task == "lambada":
             results = evaluate.lambada(model, tokenizer, (item["text"] for item in bar))
@@ -202,7 +201,7 @@ def _training_options(p, lr):
 def add(command):
     """Their options."""
     p = command(train_command)
-    p.add_argument("text", help="file of text; a line <|endoftext|> ends a document")
+    p.add_argument("text", help="file of text; <|endoftext|> ends a document")
     p.add_argument("--validation", help="file of text to report the loss on")
     p.add_argument("--n-vocab", type=positive, default=4096)
     p.add_argument("--n-ctx", type=positive, default=256)

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from numpygpt import beam, evaluate, ops, optim, sample
+from numpygpt.files.text import HELLASWAG, LAMBADA, json_lines
 from numpygpt.model import GPT2, with_ops
 
 
@@ -710,15 +711,14 @@ def minimal_pairs(subject, given):
 
 def lambada(subject, given, view):
     """`evaluate.lambada` over a file of lines {"text": ...}."""
-    lines = find(subject, given["file"]).read_text(encoding="utf-8").splitlines()
-    texts = [json.loads(line)["text"] for line in lines]
+    lines = json_lines(find(subject, given["file"]), LAMBADA)
+    texts = [line["text"] for line in lines]
     return evaluate.lambada(subject.model, subject.tokenizer, texts)[view]
 
 
 def hellaswag(subject, given, view):
     """`evaluate.hellaswag` over the lines of its file."""
-    lines = find(subject, given["file"]).read_text(encoding="utf-8").splitlines()
-    items = [json.loads(line) for line in lines]
+    items = json_lines(find(subject, given["file"]), HELLASWAG)
     return evaluate.hellaswag(subject.model, subject.tokenizer, items)[view]
 
 

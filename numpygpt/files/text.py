@@ -1,0 +1,146 @@
+"""Text and JSON lines as people write them: one reader for each.
+
+A text is UTF-8. A byte order mark before it is not part of it, and a line that ends in CRLF, as
+Windows writes it, ends in a newline. JSON lines are one object a line, cut at newlines alone:
+U+2028 and U+0085 may stand inside a JSON string, where `str.splitlines` would cut.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+# What a file begins with that is not text, or not in UTF-8. UTF-32's mark begins as UTF-16's does.
+OTHER_BEGINNINGS = {
+    b"\xff\xfe\x00\x00": "UTF-32",
+    b"\x00\x00\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+    b"\x1f\x8b": "a gzip file",
+    b"PK\x03\x04": "a zip file",
+    b"(\xb5/\xfd": "a zstd file",
+    b"\xfd7zXZ\x00": "an xz file",
+    b"BZh": "a bzip2 file",
+}
+
+
+def read(path: str | os.PathLike) -> str:
+    """The text of a file. Raises ValueError for what is not UTF-8 text, OSError as `open` does."""
+    path = Path(path)
+    if path.exists() and not path.is_dir() and not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError(f"{path} is a pipe or a device: write the text to a file and name that")
+    return decode(path.read_bytes(), str(path))
+
+
+def decode(data: bytes, source: str) -> str:
+    """Bytes as text; `source` is what a message calls them. Raises ValueError as `read`."""
+    for beginning, kind in OTHER_BEGINNINGS.items():
+        if data.startswith(beginning):
+            if kind.startswith("UTF"):
+                raise ValueError(_not_utf8(source, f"it is {kind}", kind))
+            raise ValueError(f"{source} is {kind}, not a text: unpack it first")
+    if data[:1000].count(0) > len(data[:1000]) // 4:  # "a" in UTF-16 is "a\0", which is UTF-8, too
+        raise ValueError(_not_utf8(source, "every other byte is 0, as in UTF-16", "UTF-16LE"))
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        what = f"line {line} has the byte {error.object[error.start]:#04x}"
+        raise ValueError(_not_utf8(source, what, "WINDOWS-1252")) from None
+
+
+def _not_utf8(source, what, encoding):
+    maybe = "perhaps " if encoding == "WINDOWS-1252" else ""
+    return (
+        f"{source} is not UTF-8: {what}. Save it as UTF-8, {maybe}with "
+        f"`iconv -f {encoding} -t UTF-8`"
+    )
+
+
+# ---- JSON lines ----------------------------------------------------------------------------------
+
+
+def json_lines(
+    path: str | os.PathLike,
+    fields: dict[str, Callable],
+    sometimes: dict[str, Callable] | None = None,
+) -> list[dict]:
+    """The objects of a file of JSON lines, of each the named fields; blank lines are skipped.
+
+    fields: name -> a function from the value in the file to the value that is meant, such as
+    `string`, which raises ValueError saying what it should be; `sometimes`: those that may be
+    absent. Raises ValueError with the file's line number for what is not JSON, not an object, or
+    lacks a field or has it wrong; and for a file without any line.
+    """
+    rows = []
+    for number, line in enumerate(read(path).split("\n"), 1):
+        if line.strip():
+            rows.append(_row(f"{path}, line {number}", line, fields, sometimes or {}))
+    if not rows:
+        raise ValueError(f"{path} holds no line: it takes JSON objects with {', '.join(fields)}")
+    return rows
+
+
+def _row(where, line, fields, sometimes):
+    try:
+        item = json.loads(line, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON ({error}): write one object a line") from None
+    if not isinstance(item, dict):
+        raise ValueError(f"{where} must be one JSON object with {', '.join(fields)}")
+    if missing := [name for name in fields if name not in item]:
+        raise ValueError(f"{where} lacks {missing[0]!r}: it must have {', '.join(fields)}")
+    row = {}
+    for name, meant in (fields | sometimes).items():
+        if name not in item:
+            continue
+        try:
+            row[name] = meant(item[name])
+        except ValueError as error:
+            kind = {list: "a list", dict: "an object"}.get(type(item[name]))
+            shown = kind or json.dumps(item[name])
+            raise ValueError(f"{where}: {name} must be {error}, not {shown:.60}") from None
+    return row
+
+
+def _unique(pairs):
+    item = dict(pairs)
+    if len(item) < len(pairs):
+        raise ValueError("it has the same key twice")
+    return item
+
+
+def string(value) -> str:
+    """A string as it is: neither None nor 5 is the text of its name."""
+    if not isinstance(value, str):
+        raise ValueError("a string")
+    return value
+
+
+def number(value) -> float:
+    """A number as it is; JSON's true and false are none."""
+    if type(value) not in (int, float):
+        raise ValueError("a number")
+    return value
+
+
+def four_strings(value) -> list[str]:
+    """HellaSwag's endings."""
+    if not isinstance(value, list) or len(value) != 4 or not all(type(x) is str for x in value):
+        raise ValueError("a list of four strings")
+    return value
+
+
+def label(value) -> int:
+    """Which of HellaSwag's endings is right: 0 to 3, or "0" to "3" as some copies write it."""
+    if type(value) not in (int, str) or str(value) not in ("0", "1", "2", "3"):
+        raise ValueError("0, 1, 2 or 3 (HellaSwag's test file has no labels: use its validation)")
+    return int(value)
+
+
+PAIR = {"x": string, "y": string}
+LAMBADA = {"text": string}
+HELLASWAG = {"ctx": string, "endings": four_strings, "label": label}
+LOG = {"number": number, "loss": number}  # of `training.jsonl`
+LOG_SOMETIMES = {"validation": number}
