@@ -81,7 +81,7 @@ def from_arrays(
     arrays = {official: _squeeze(name, arrays[name]) for official, name in names.items()}
     arrays = _tie({name: _cut(name, a, config.n_vocab) for name, a in arrays.items()}, tied)
     shapes = _checked_shapes(arrays, config, tied, twice, source)
-    return GPT2(config, _one_dtype({name: arrays[name] for name in shapes}, source))
+    return GPT2(config, one_dtype({name: arrays[name] for name in shapes}, source))
 
 
 def official_name(name: str) -> str:
@@ -154,7 +154,7 @@ def _checked_shapes(arrays, config, tied, twice, source):
         "there twice": twice,
         "misshapen": misshapen,
     }
-    _raise_all(
+    raise_all(
         f"{source} is not the GPT-2 that its configuration describes (correct that, or get the "
         "weights again)",
         faults,
@@ -180,7 +180,8 @@ def _hint(array, shape):
     return ""
 
 
-def _raise_all(what, faults):
+def raise_all(what, faults):
+    """One CheckpointError with all faults, kind -> items; none where there are no items."""
     texts = []
     for kind, items in faults.items():
         more = f" and {len(items) - MAX_LISTED} more" if len(items) > MAX_LISTED else ""
@@ -190,11 +191,11 @@ def _raise_all(what, faults):
         raise CheckpointError(f"{what}; {'; '.join(texts)}")
 
 
-def _one_dtype(params, source):
+def one_dtype(params, source):
     """All float64 if any is, all float32 otherwise; what is so already is not copied."""
     kinds = {name: array.dtype for name, array in params.items()}
     foreign = [f"{n} is {d}" for n, d in kinds.items() if d.kind != "f" or d.itemsize > 8]
-    _raise_all(f"{source} should hold floating-point numbers", {"of another kind": foreign})
+    raise_all(f"{source} should hold floating-point numbers", {"of another kind": foreign})
     dtype = np.float64 if any(d.itemsize == 8 for d in kinds.values()) else np.float32
     return {name: np.asarray(array, dtype) for name, array in params.items()}
 
@@ -209,8 +210,8 @@ def read_config(folder: str | os.PathLike) -> Config:
 
 def _read_config(folder):
     """-> Config, and whether the unembedding is the embedding."""
-    path = _config_file(folder)
-    fields = _read_json(path)
+    path = config_file(folder)
+    fields = read_json(path)
     for key, allowed in GPT2_ALONE.items():
         if key in fields and fields[key] not in allowed:
             raise CheckpointError(
@@ -218,7 +219,7 @@ def _read_config(folder):
                 f"has {allowed[0]!r}: this model would come out wrong"
             )
     sizes = {ours: [fields[t] for t in theirs if t in fields] for ours, theirs in SIZES.items()}
-    _raise_all(
+    raise_all(
         f"{path} is incomplete, get it again",
         {"missing": [SIZES[name][0] for name, found in sizes.items() if not found]},
     )
@@ -236,7 +237,8 @@ def _read_config(folder):
     return config, tied
 
 
-def _config_file(folder):
+def config_file(folder):
+    """The folder's config.json or hparams.json, or an error that says why there is none."""
     if not folder.exists():
         raise FileNotFoundError(f"there is no folder {folder}: check the path")
     if not folder.is_dir():
@@ -250,7 +252,8 @@ def _config_file(folder):
     )
 
 
-def _read_json(path):
+def read_json(path):
+    """The JSON object in a file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # bad UTF-8 is a ValueError, too
@@ -295,7 +298,7 @@ def _refusal(path, folder):
 def _read_shards(folder):
     """The union of the shards, each of which must hold exactly what the index says."""
     index = folder / SHARDS
-    places = _read_json(index).get("weight_map")
+    places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise CheckpointError(f"{index} has no weight_map: get it again")
     files = {}  # file -> names
@@ -308,7 +311,7 @@ def _read_shards(folder):
             )
         files.setdefault(file, set()).add(name)
     absent = [file for file in sorted(files) if not (folder / file).is_file()]
-    _raise_all(f"{folder} is incomplete, get the rest", {"missing": absent})
+    raise_all(f"{folder} is incomplete, get the rest", {"missing": absent})
     arrays = {}
     for file, expected in sorted(files.items()):
         shard = safetensors.read(folder / file)
@@ -316,7 +319,7 @@ def _read_shards(folder):
             "missing": [f"{name!r:.99}" for name in sorted(expected - shard.keys())],
             "not in the index": [f"{name!r:.99}" for name in sorted(shard.keys() - expected)],
         }
-        _raise_all(f"{folder / file} does not fit {SHARDS}, get both again", faults)
+        raise_all(f"{folder / file} does not fit {SHARDS}, get both again", faults)
         arrays |= shard
     return arrays
 
