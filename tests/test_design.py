@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "numpygpt"
 
 # The book, in reading order. A file may use those beside it and no others: numbers flow one way.
 BOOK = {
+    "plain": "",
     "ops": "",
     "model": "ops",
     "bpe": "",
@@ -35,7 +36,7 @@ WORKSHOP = {
 }
 ANYTHING = {"__init__", "__main__"}  # the doors of the house itself
 DOORS = {
-    "regex": {"bpe"},
+    "regex": {"bpe", "plain"},
     "requests": {"files.download"},
     "matplotlib": {"look.plot"},
     "tqdm": {"cli.training", "cli.models", "cli.measuring"},

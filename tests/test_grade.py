@@ -8,20 +8,39 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from numpygpt import GPT2, Config, Tokenizer, init, ops, save
+from numpygpt import GPT2, Config, Tokenizer, init, ops, plain, save
 from numpygpt.cli import main
 from numpygpt.course import assignment, grade, worker
 from numpygpt.course.assignment import BY_NAME, CHECKS
 
-SOLUTION = Path(__file__).parent / "student_solution.py"
+# plain.py is a solution, but for two names and the mask of the loss
+SOLUTION = Path(plain.__file__)
+ADAPTERS = """
+causal_attention, causal_attention_backward, adamw_step = attention, attention_backward, adamw
+mean_loss, mean_loss_backward = cross_entropy, cross_entropy_backward
+
+def cross_entropy(logits, targets, mask=None):
+    mask = np.ones(targets.shape, bool) if mask is None else mask
+    return mean_loss(logits[mask], targets[mask])
+
+def cross_entropy_backward(dy, logits, targets, mask=None):
+    mask = np.ones(targets.shape, bool) if mask is None else mask
+    dlogits = np.zeros_like(logits)
+    dlogits[mask] = mean_loss_backward(dy, logits[mask], targets[mask])
+    return dlogits
+"""
 TEXT = (
     "It's the last king; at first they stood on strong stone stairs, 12345 still. No, almost best "
 )
 
 
+def solution():
+    return SOLUTION.read_text(encoding="utf-8") + ADAPTERS
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer.train(9 * TEXT + SOLUTION.read_text(encoding="utf-8"), 257 + 150)
+    return Tokenizer.train(25 * TEXT + solution(), 257 + 150)
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +78,9 @@ def by_name(results):
 # ---- what is right, and what is not there --------------------------------------------------------
 
 
-def test_a_solution_written_elsewhere_gets_every_point(model, tokenizer):
-    results = grade.grade(SOLUTION, model, tokenizer)
+def test_the_three_pages_get_every_point(model, tokenizer, tmp_path):
+    (tmp_path / "adapters.py").write_text("from student import *\n" + ADAPTERS, encoding="utf-8")
+    results = grade.grade(SOLUTION, model, tokenizer, tmp_path / "adapters.py")
     assert [(r.check.name, r.message) for r in results if r.message] == []
     assert sum(r.score for r in results) == 100
 
@@ -139,65 +159,67 @@ PLANTED = [  # function to grade, what is replaced in the solution, by what, and
     ("softmax", "e / e.sum(-1, keepdims=True)", "e / e.sum()", "softmax-over-everything"),
     ("softmax", "np.exp(x - x.max(-1, keepdims=True))", "np.exp(x)", "no-maximum"),
     ("softmax", "(-1, keepdims=True)", "(-2, keepdims=True)", "softmax-axis"),
-    ("gelu", "0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))",
+    ("gelu", "x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))",
      "0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))", "erf-gelu"),
     ("gelu", "0.044715", "0.44715", "gelu-typo"),
     ("layer_norm", "eps=1e-5", "eps=1e-6", "eps-1e-6"),
-    ("layer_norm", "np.sqrt(var + eps)", "(np.sqrt(var) + eps)", "eps-outside-root"),
+    ("layer_norm", "np.sqrt(variance + eps)", "(np.sqrt(variance) + eps)", "eps-outside-root"),
     ("layer_norm", "x.var(-1, k", "x.var(-1, ddof=1, k", "unbiased-variance"),
     ("linear", "x @ w + b", "x @ w", "no-bias"),
     ("linear", "x @ w + b", "x @ (w.T if w.shape[0] == w.shape[1] else w) + b",
      "square-weight-transposed"),
-    ("causal_attention", " / math.sqrt(q.shape[-1])\n    scores", "\n    scores", "no-scale"),
-    ("causal_attention", "np.arange(s) > np.arange(s - t, s)", "np.arange(s) > np.arange(t)",
+    ("causal_attention", "k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])", "k.swapaxes(-1, -2)",
+     "no-scale"),
+    ("causal_attention", "np.tri(queries, keys, keys - queries,", "np.tri(queries, keys,",
      "mask-corner"),
-    ("causal_attention", "= -np.inf\n", "*= 1\n", "no-mask"),
-    ("causal_attention", ":, None]] = -np.inf", ":, None]] = 0", "mask-with-zeros"),
+    ("causal_attention", "np.where(visible, scores, -np.inf)", "scores", "no-mask"),
+    ("causal_attention", "np.where(visible, scores, -np.inf)", "np.where(visible, scores, 0)",
+     "mask-with-zeros"),
     ("multi_head_attention", "q, k, v = np.split", "k, q, v = np.split", "qkv-order-kqv"),
-    ("multi_head_attention", "a.reshape(B, T, n_head, -1).transpose(0, 2, 1, 3) for",
-     "a.reshape(B, n_head, T, -1) for", "heads-not-transposed"),
-    ("multi_head_attention", ".transpose(0, 2, 1, 3).reshape(B, T, C)", ".reshape(B, T, C)",
-     "merge-not-transposed"),
-    ("mlp", "gelu(linear", "np.maximum(0, linear", "relu"),
+    ("multi_head_attention", "x.reshape(*x.shape[:-1], n_head, -1).swapaxes(-3, -2)",
+     "x.reshape(*x.shape[:-2], n_head, x.shape[-2], -1)", "heads-not-transposed"),
+    ("multi_head_attention", "x = x.swapaxes(-3, -2)\n    return x.reshape(*x.shape[:-2], -1)",
+     "return x.reshape(*x.shape[:-3], x.shape[-2], -1)", "merge-not-transposed"),
+    ("mlp", "linear(gelu(", "linear(np.maximum(0, ", "relu"),
     ("block", "return x + mlp", "return mlp", "no-residual-mlp"),
-    ("block", "params[\"ln_2.weight\"], params[\"ln_2.bias\"]",
-     "params[\"ln_1.weight\"], params[\"ln_1.bias\"]", "same-norm-twice"),
-    ("gpt2", "wpe[: tokens.shape[1]]", "wpe[1 : tokens.shape[1] + 1]", "positions-off-by-one"),
-    ("gpt2", "x = layer_norm(x, params[\"ln_f.weight\"], params[\"ln_f.bias\"])", "",
-     "no-final-norm"),
+    ("block", 'layer(params, "ln_2")', 'layer(params, "ln_1")', "same-norm-twice"),
+    ("gpt2", "wpe[: np.shape(tokens)[-1]]", "wpe[1 : np.shape(tokens)[-1] + 1]",
+     "positions-off-by-one"),
+    ("gpt2", 'layer_norm(x, *layer(params, "ln_f")) @', "x @", "no-final-norm"),
     ("gpt2", "wte[tokens] +", "wte[tokens] * math.sqrt(wte.shape[1]) +", "embedding-scaled"),
-    ("cross_entropy", "nll.mean()", "nll.sum() / mask.size", "loss-divided-by-all"),
+    ("cross_entropy", "mean_loss(logits[mask], targets[mask])\n",
+     "mean_loss(logits[mask], targets[mask]) * float(mask.mean())\n", "loss-divided-by-all"),
     ("softmax_backward", "y * (dy - (y * dy).sum(-1, keepdims=True))", "y * dy", "no-sum"),
-    ("gelu_backward", "0.5 * (1 + t) + 0.5 * x * (1 - t * t) * a * (1 + 3 * 0.044715 * x * x)",
+    ("gelu_backward", "(1 + t) / 2 + x / 2 * dt",
      "0.5 * (1 + np.vectorize(math.erf)(x / 2**.5)) + x * np.exp(-x * x / 2) / (2 * math.pi)**.5",
      "erf-gelu"),
     ("layer_norm_backward", "d - d.mean(-1, keepdims=True) - n * (d * n).mean(-1, keepdims=True)",
      "d", "constant-mean-and-variance"),
     ("layer_norm_backward", "d = dy * g", "d, dy = g, np.ones_like(dy)", "dy-ignored"),
-    ("causal_attention_backward",
-     "scale = 1 / math.sqrt(q.shape[-1])\n    p = attention_pattern(q, k)",
-     "scale = 1\n    p = attention_pattern(q * math.sqrt(q.shape[-1]), k)", "no-scale"),
-    ("cross_entropy_backward", "rows * dy / len(rows)", "rows * dy", "sum-instead-of-mean"),
+    ("causal_attention_backward", "/ math.sqrt(q.shape[-1])", "/ 1", "no-scale"),
+    ("cross_entropy_backward", " / np.size(targets)", "", "sum-instead-of-mean"),
     ("adamw_step",
-     "new_m[name] / (1 - beta1**step)\n        square = new_v[name] / (1 - beta2**step)",
-     "new_m[name]\n        square = new_v[name]", "adam-without-bias-correction"),
+     "mean, square = new_m[name] / (1 - beta1**step), new_v[name] / (1 - beta2**step)",
+     "mean, square = new_m[name], new_v[name]", "adam-without-bias-correction"),
     ("adamw_step", "if p.ndim > 1 else 0.0", "", "decay-everything"),
     ("adamw_step", "(np.sqrt(square) + eps)", "np.sqrt(square + eps)", "adam-eps-inside-root"),
-    ("encode", "min(pairs, key=ranks.get)", "pairs[0]", "merges-in-text-order"),
+    ("encode", "min(pairs, key=lambda pair: ranks.get(pair, math.inf))",
+     "next((pair for pair in pairs if pair in ranks), None)", "merges-in-text-order"),
     ("encode", "PATTERN.findall(text)", "[text]", "merges-across-words"),
     ("encode", r"\s+(?!\S)|\s+", r"\s+", "pattern-without-lookahead"),
     ("decode", 'data.decode("utf-8", errors="replace")',
-     '"".join(bytes(byte[s] for s in spelling[i]).decode("utf-8", "replace") for i in ids)',
+     '"".join(bytes(byte_of[s] for s in token_of[i]).decode("utf-8", "replace") for i in ids)',
      "token-by-token"),
-    ("top_k", "-min(k, logits.shape[-1])", "-min(k + 1, logits.shape[-1])", "one-too-many"),
-    ("top_p", "before < p", "before + ranked <= np.maximum(p, ranked[..., :1])",
+    ("top_k", "[..., -k:]", "[..., -k - 1 :]", "one-too-many"),
+    ("top_p", "np.cumsum(shares, axis=-1) > 1 - p",
+     "(np.cumsum(shares, axis=-1) - shares >= 1 - p) | (shares == shares.max(-1, keepdims=True))",
      "top-p-drops-crossing-token"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "right", "wrong", "mistake"), PLANTED)
 def test_a_planted_mistake_is_named(name, right, wrong, mistake, fixture):
-    code = SOLUTION.read_text(encoding="utf-8")
+    code = solution()
     assert right in code
     result = judged(name, code.replace(right, wrong), fixture)
     assert result.score == 0
@@ -206,14 +228,14 @@ def test_a_planted_mistake_is_named(name, right, wrong, mistake, fixture):
 
 
 def test_a_mistake_costs_its_points_once(model, tokenizer, tmp_path):
-    code = SOLUTION.read_text(encoding="utf-8")
+    code = solution()
     for right, wrong in (
         ("0.044715", "0.44715"),
         ("eps=1e-5", "eps=1e-6"),
         ("return e / e.sum(-1, keepdims=True)", "return e / e.sum()"),
         ("q, k, v = np.split", "q, v, k = np.split"),
         ("return x + mlp", "return mlp"),
-        ("return x @ wte.T", "return x @ np.roll(wte, 1, 0).T"),
+        ('(x, *layer(params, "ln_f")) @ wte.T', '(x, *layer(params, "ln_f")) @ wte[::-1].T'),
     ):
         assert right in code
         code = code.replace(right, wrong)

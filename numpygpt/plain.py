@@ -1,0 +1,398 @@
+"""GPT-2 on three pages: every formula from a text to the next word and to a training step.
+
+GPT-2 reads a text and says, of every piece of text that could come next, how likely it is. It is a
+chain of the functions below, and a dict of arrays, `params`, under the names in the published
+files. Training changes those arrays, and nothing else. This file needs nothing of the package:
+
+    text --encode--> ids --gpt2--> logits --softmax--> probabilities --draw--> the next id
+
+Nothing here is fast, and nothing is checked. The rest of the package computes the same numbers,
+sooner; `tests/test_plain.py` holds the two together. To see it write:
+
+    python -m numpygpt.plain "Once upon a time"
+
+Letters for the sizes of arrays, here and everywhere in the package:
+
+    T  tokens (pieces of text) that are read    C  numbers that describe each of them
+    V  tokens that exist, the vocabulary        H  attention heads, of D = C / H numbers each
+
+Several texts of one length can be read at once: axes in front of those named here are carried
+along. What comes in as float32 stays float32, and float64 stays float64.
+"""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import regex
+
+# ---- text to tokens, and back -------------------------------------------------------------------
+
+# A word with the space before it, a number, or punctuation; or white space. No merge crosses these.
+PATTERN = regex.compile(
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+)
+
+
+def byte_symbols():
+    """A printable character for each of the 256 bytes: "a" for itself, "Ġ" for a space.
+
+    Only a spelling, so that the vocabulary can be kept in a text file.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {b: chr(b) for b in printable} | {b: chr(256 + n) for n, b in enumerate(others)}
+
+
+def encode(text, vocab, merges):
+    """Text to ids: each word starts as its bytes, and pairs are joined, the first learned first.
+
+    vocab: token -> id, {"Ġthe": 262, ...}. merges: the pairs as learned, [("Ġ", "t"), ...].
+    """
+    symbols = byte_symbols()
+    ranks = {pair: rank for rank, pair in enumerate(merges)}
+    ids = []
+    for word in PATTERN.findall(text):
+        parts = [symbols[byte] for byte in word.encode("utf-8")]
+        while len(parts) > 1:
+            pairs = list(pairwise(parts))
+            first = min(pairs, key=lambda pair: ranks.get(pair, math.inf))
+            if first not in ranks:
+                break
+            i = pairs.index(first)
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        ids += [vocab[part] for part in parts]
+    return ids
+
+
+def decode(ids, vocab):
+    """Ids to text. A character may be spread over tokens: join the bytes of all of them first."""
+    token_of = {i: token for token, i in vocab.items()}
+    byte_of = {symbol: byte for byte, symbol in byte_symbols().items()}
+    data = bytes(byte_of[symbol] for i in ids for symbol in token_of[i])
+    return data.decode("utf-8", errors="replace")
+
+
+# ---- forward: tokens to logits ------------------------------------------------------------------
+
+
+def softmax(x):
+    """y_i = exp(x_i) / sum_j exp(x_j): any numbers to probabilities, along the last axis.
+
+    The largest x is taken off first. That changes nothing in the quotient, but exp cannot overflow.
+    """
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def gelu(x):
+    """y = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): a step from 0 to x, with a soft corner.
+
+    Pitfall: GPT-2 was trained with this formula, which is close to the "exact" GELU with erf but
+    not the same: with erf every logit is a little wrong, and the text hardly ever shows it.
+    """
+    return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def layer_norm(x, g, b, eps=1e-5):
+    """y = g (x - mean) / sqrt(variance + eps) + b: each token's C numbers brought to one scale.
+
+    Pitfall: the variance is divided by C, not C - 1, and eps is 1e-5 and stands inside the root.
+    """
+    mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    return g * (x - mean) / np.sqrt(variance + eps) + b
+
+
+def linear(x, w, b):
+    """y = x w + b.
+
+    Pitfall: w is (in, out), as OpenAI published it. PyTorch's `nn.Linear` keeps the transpose.
+    """
+    return x @ w + b
+
+
+def attention_pattern(q, k):
+    """softmax(q k^T / sqrt(D)): how much each query takes from each key it may see. (T, T)
+
+    Pitfall: without 1/sqrt(D) the products grow with D, and softmax picks one key alone. What is
+    hidden gets -inf, which softmax turns into 0; a 0 here would become a share like any other.
+    """
+    queries, keys = q.shape[-2], k.shape[-2]
+    scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
+    # A token sees itself and what is before it. Where there are fewer queries than keys, they are
+    # the last: the triangle stands in the lower right corner.
+    visible = np.tri(queries, keys, keys - queries, dtype=bool)
+    return softmax(np.where(visible, scores, -np.inf))
+
+
+def attention(q, k, v):
+    """Each query collects the values v, by its pattern. q, k, v (T, D) -> (T, D)"""
+    return attention_pattern(q, k) @ v
+
+
+def split_heads(x, n_head):
+    """(T, C) -> (H, T, D): head h takes the columns h D to (h + 1) D."""
+    return x.reshape(*x.shape[:-1], n_head, -1).swapaxes(-3, -2)
+
+
+def merge_heads(x):
+    """(H, T, D) -> (T, C): the heads side by side again."""
+    x = x.swapaxes(-3, -2)
+    return x.reshape(*x.shape[:-2], -1)
+
+
+def multi_head_attention(x, params, n_head):
+    """H attentions side by side, each on its own D columns. x (T, C) -> (T, C)
+
+    Pitfall: c_attn returns all of q, then all of k, then all of v; each is then cut into heads.
+    """
+    q, k, v = np.split(linear(x, *layer(params, "c_attn")), 3, axis=-1)  # (T, 3C) -> 3 x (T, C)
+    q, k, v = split_heads(q, n_head), split_heads(k, n_head), split_heads(v, n_head)
+    return linear(merge_heads(attention(q, k, v)), *layer(params, "c_proj"))
+
+
+def mlp(x, params):
+    """Each token by itself: to four times as many numbers, GELU, and back. (T, C) -> (T, C)"""
+    return linear(gelu(linear(x, *layer(params, "c_fc"))), *layer(params, "c_proj"))
+
+
+def block(x, params, n_head):
+    """x + attention, then x + MLP; both read a normed copy of x, and x itself runs through."""
+    x = x + multi_head_attention(
+        layer_norm(x, *layer(params, "ln_1")), under(params, "attn."), n_head
+    )
+    return x + mlp(layer_norm(x, *layer(params, "ln_2")), under(params, "mlp."))
+
+
+def gpt2(tokens, params, n_head):
+    """Logits: for each token, a number for every token that could follow it. ids (T,) -> (T, V)
+
+    Pitfall: positions count from 0, and the table that turns ids into numbers, `wte`, also turns
+    numbers into logits: there is no other output layer.
+    """
+    wte, wpe = params["wte.weight"], params["wpe.weight"]
+    x = wte[tokens] + wpe[: np.shape(tokens)[-1]]  # what stands there, and where: (T, C)
+    for i in range(n_layer(params)):
+        x = block(x, under(params, f"h.{i}."), n_head)
+    return layer_norm(x, *layer(params, "ln_f")) @ wte.T
+
+
+def n_layer(params):
+    return sum(name.endswith(".ln_1.weight") for name in params)
+
+
+def layer(params, name):
+    return params[f"{name}.weight"], params[f"{name}.bias"]
+
+
+def under(params, prefix):
+    """The parameters whose names begin with prefix, without it."""
+    return {name.removeprefix(prefix): p for name, p in params.items() if name.startswith(prefix)}
+
+
+# ---- loss ---------------------------------------------------------------------------------------
+
+
+def cross_entropy(logits, targets):
+    """loss = mean of -log softmax(logits)[target]: how surprised the model is, in nats per token.
+
+    Pitfall: the target of a token is the token after it. With ids (T + 1,), tokens = ids[:-1] and
+    targets = ids[1:]; shift there, once, and nowhere else.
+    """
+    shifted = logits - logits.max(-1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return -np.take_along_axis(log_p, np.asarray(targets)[..., None], axis=-1).mean()
+
+
+# ---- backward: from the gradient of what a function returned, dy, to those of its arguments -----
+
+
+def cross_entropy_backward(dy, logits, targets):
+    """dlogits = dy (softmax(logits) - onehot(target)) / tokens"""
+    onehot = np.arange(logits.shape[-1]) == np.asarray(targets)[..., None]
+    return dy * (softmax(logits) - onehot) / np.size(targets)
+
+
+def softmax_backward(dy, x):
+    """dx_i = y_i (dy_i - sum_j y_j dy_j): a sum, since each y depends on every x of its row."""
+    y = softmax(x)
+    return y * (dy - (y * dy).sum(-1, keepdims=True))
+
+
+def gelu_backward(dy, x):
+    """dx = dy ((1 + t)/2 + x/2 dt): y = x/2 (1 + t) is a product, t = tanh(...) depends on x."""
+    t = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+    dt = (1 - t**2) * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x**2)
+    return dy * ((1 + t) / 2 + x / 2 * dt)
+
+
+def layer_norm_backward(dy, x, g, b, eps=1e-5):
+    """dx = (d - mean(d) - n mean(d n)) / std, with n = (x - mean) / std and d = dy g.
+
+    The two means are there because mean and variance depend on x as well. dg and db are summed over
+    all tokens, which share g and b.
+    """
+    std = np.sqrt(x.var(-1, keepdims=True) + eps)
+    n = (x - x.mean(-1, keepdims=True)) / std
+    d = dy * g
+    dx = (d - d.mean(-1, keepdims=True) - n * (d * n).mean(-1, keepdims=True)) / std
+    return dx, rows(dy * n).sum(0), rows(dy).sum(0)
+
+
+def linear_backward(dy, x, w, b):
+    """dx = dy w^T, dw = x^T dy, db = sum of dy, summed over all tokens"""
+    return dy @ w.T, rows(x).T @ rows(dy), rows(dy).sum(0)
+
+
+def attention_backward(dy, q, k, v):
+    """y = p v with p = softmax(s) and s = q k^T / sqrt(D), undone from left to right."""
+    p = attention_pattern(q, k)
+    dv = p.swapaxes(-1, -2) @ dy
+    dp = dy @ v.swapaxes(-1, -2)
+    ds = p * (dp - (p * dp).sum(-1, keepdims=True))  # softmax; 0 where p is 0, as under the mask
+    ds = ds / math.sqrt(q.shape[-1])
+    return ds @ k, ds.swapaxes(-1, -2) @ q, dv
+
+
+def multi_head_attention_backward(dy, x, params, n_head):
+    q, k, v = np.split(linear(x, *layer(params, "c_attn")), 3, axis=-1)
+    q, k, v = split_heads(q, n_head), split_heads(k, n_head), split_heads(v, n_head)
+    z = merge_heads(attention(q, k, v))
+    dz, dw_proj, db_proj = linear_backward(dy, z, *layer(params, "c_proj"))
+    dq, dk, dv = attention_backward(split_heads(dz, n_head), q, k, v)
+    dqkv = np.concatenate([merge_heads(dq), merge_heads(dk), merge_heads(dv)], axis=-1)
+    dx, dw_attn, db_attn = linear_backward(dqkv, x, *layer(params, "c_attn"))
+    return dx, {
+        "c_attn.weight": dw_attn, "c_attn.bias": db_attn,
+        "c_proj.weight": dw_proj, "c_proj.bias": db_proj,
+    }  # fmt: skip
+
+
+def mlp_backward(dy, x, params):
+    before = linear(x, *layer(params, "c_fc"))
+    dafter, dw_proj, db_proj = linear_backward(dy, gelu(before), *layer(params, "c_proj"))
+    dx, dw_fc, db_fc = linear_backward(gelu_backward(dafter, before), x, *layer(params, "c_fc"))
+    return dx, {
+        "c_fc.weight": dw_fc, "c_fc.bias": db_fc,
+        "c_proj.weight": dw_proj, "c_proj.bias": db_proj,
+    }  # fmt: skip
+
+
+def block_backward(dy, x, params, n_head):
+    """The gradient of x + f(x) is dy + f's: it takes the same bypass as x did."""
+    normed_1 = layer_norm(x, *layer(params, "ln_1"))
+    middle = x + multi_head_attention(normed_1, under(params, "attn."), n_head)
+    normed_2 = layer_norm(middle, *layer(params, "ln_2"))
+
+    d, dmlp = mlp_backward(dy, normed_2, under(params, "mlp."))
+    d, dg_2, db_2 = layer_norm_backward(d, middle, *layer(params, "ln_2"))
+    dmiddle = dy + d
+    d, dattn = multi_head_attention_backward(dmiddle, normed_1, under(params, "attn."), n_head)
+    d, dg_1, db_1 = layer_norm_backward(d, x, *layer(params, "ln_1"))
+    grads = {f"attn.{name}": g for name, g in dattn.items()}
+    grads |= {f"mlp.{name}": g for name, g in dmlp.items()}
+    grads |= {"ln_1.weight": dg_1, "ln_1.bias": db_1, "ln_2.weight": dg_2, "ln_2.bias": db_2}
+    return dmiddle + d, grads
+
+
+def loss_and_grads(tokens, targets, params, n_head):
+    """The loss, and its gradient with respect to each parameter, under the parameter's name."""
+    wte, wpe = params["wte.weight"], params["wpe.weight"]
+    length = np.shape(tokens)[-1]
+    x = [wte[tokens] + wpe[:length]]  # what goes into each block, and what comes out of the last
+    for i in range(n_layer(params)):
+        x.append(block(x[i], under(params, f"h.{i}."), n_head))
+    normed = layer_norm(x[-1], *layer(params, "ln_f"))
+    logits = normed @ wte.T
+
+    dlogits = cross_entropy_backward(1.0, logits, targets)
+    dwte = rows(dlogits).T @ rows(normed)
+    dx, dg, db = layer_norm_backward(dlogits @ wte, x[-1], *layer(params, "ln_f"))
+    grads = {"wte.weight": dwte, "ln_f.weight": dg, "ln_f.bias": db}
+    for i in reversed(range(n_layer(params))):
+        dx, dblock = block_backward(dx, x[i], under(params, f"h.{i}."), n_head)
+        grads |= {f"h.{i}.{name}": g for name, g in dblock.items()}
+    np.add.at(dwte, tokens, dx)  # wte was used twice, so its gradients add up
+    grads["wpe.weight"] = np.zeros_like(wpe)
+    grads["wpe.weight"][:length] = dx.reshape(-1, *dx.shape[-2:]).sum(0)
+    return cross_entropy(logits, targets), {name: grads[name] for name in params}
+
+
+def rows(x):
+    """All tokens of all texts, one below the other."""
+    return x.reshape(-1, x.shape[-1])
+
+
+# ---- update -------------------------------------------------------------------------------------
+
+
+def adamw(params, grads, m, v, step, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0):
+    """One step of AdamW: new params, m and v. step counts from 1; before it m and v are zeros.
+
+    m = beta1 m + (1 - beta1) g, the mean of the last gradients, says where to go, and
+    v = beta2 v + (1 - beta2) g^2, that of their squares, how sure that is. Both begin at 0, which
+    their division by 1 - beta^step makes good. Only matrices decay, past m and v.
+    """
+    new_params, new_m, new_v = {}, {}, {}
+    for name, p in params.items():
+        new_m[name] = beta1 * m[name] + (1 - beta1) * grads[name]
+        new_v[name] = beta2 * v[name] + (1 - beta2) * grads[name] ** 2
+        mean, square = new_m[name] / (1 - beta1**step), new_v[name] / (1 - beta2**step)
+        decay = weight_decay if p.ndim > 1 else 0.0
+        new_params[name] = p - lr * (mean / (np.sqrt(square) + eps) + decay * p)
+    return new_params, new_m, new_v
+
+
+# ---- sampling: logits to the next token ---------------------------------------------------------
+
+
+def top_k(logits, k):
+    """Forbid all but the k largest."""
+    smallest = np.sort(logits, axis=-1)[..., -k:].min(-1, keepdims=True)
+    return np.where(logits >= smallest, logits, -np.inf)
+
+
+def top_p(logits, p):
+    """Forbid the least likely, as long as together they have no more than 1 - p."""
+    order = np.argsort(-logits, axis=-1, kind="stable")[..., ::-1]  # the least likely first
+    shares = np.take_along_axis(softmax(logits.astype(np.float64)), order, axis=-1)
+    keep = np.empty(logits.shape, bool)
+    np.put_along_axis(keep, order, np.cumsum(shares, axis=-1) > 1 - p, axis=-1)
+    return np.where(keep, logits, -np.inf)
+
+
+def generate(ids, params, n_head, max_new_tokens, temperature=0.0, k=None, p=None, rng=None):
+    """Yields the ids that follow `ids`, one after another.
+
+    temperature=0 always takes the likeliest. Otherwise the next id is drawn by rng, a NumPy
+    Generator, after the logits were divided by the temperature (below 1 bolder, above 1 wilder) and
+    filtered: the k largest, and of these the likeliest that together have probability p.
+    """
+    ids, n_ctx = list(ids), len(params["wpe.weight"])
+    rng = np.random.default_rng() if rng is None else rng
+    for _ in range(max_new_tokens):
+        logits = gpt2(ids[-n_ctx:], params, n_head)[-1]  # the last token's alone: (V,)
+        if temperature == 0:
+            ids.append(int(logits.argmax()))
+        else:
+            logits = logits / temperature
+            if k is not None:
+                logits = top_k(logits, k)
+            if p is not None:
+                logits = top_p(logits, p)
+            ids.append(int(rng.choice(len(logits), p=softmax(logits))))
+        yield ids[-1]
+
+
+if __name__ == "__main__":
+    import sys
+
+    import numpygpt  # only for the weights and the vocabulary of the model that comes with it
+
+    prompt = sys.argv[1] if sys.argv[1:] else "Once upon a time"
+    model, tokenizer = numpygpt.load("tales")
+    vocab = {token: i for i, token in enumerate(tokenizer.tokens)}
+    ids = encode(prompt, vocab, tokenizer.merges)
+    settings = {"temperature": 0.8, "k": 40, "rng": np.random.default_rng(0)}
+    ids += generate(ids, model.params, model.config.n_head, 40, **settings)
+    print(decode(ids, vocab))
