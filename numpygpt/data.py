@@ -13,6 +13,42 @@ import numpy as np
 from .bpe import documents as documents  # the vocabulary is learned from the same documents
 
 
+def hold_out(texts: list[str], share: float = 0.05) -> tuple[list[str], list[str]]:
+    """Documents to train on, and documents to measure on that training never sees.
+
+    With a share of 0.05 that is every 20th document; where there are fewer than 20, the last 5 % of
+    each, from a space or a newline on. Raises ValueError for a share that is not in [0, 0.5].
+    """
+    if not 0 <= share <= 0.5:
+        raise ValueError(f"the share that is held out must lie between 0 and 0.5, not {share}")
+    if share == 0:
+        return texts, []
+    every = round(1 / share)
+    if len(texts) >= every:
+        held = texts[every - 1 :: every]
+        return [text for i, text in enumerate(texts, 1) if i % every], held
+    halves = []
+    for text in texts:
+        at = int(len(text) * (1 - share))
+        at = 1 + max(text.rfind(" ", 0, at), text.rfind("\n", 0, at)) or at
+        halves.append((text[:at], text[at:]))
+    return [before for before, _ in halves if before], [after for _, after in halves if after]
+
+
+def hold_out_pairs(pairs, share: float = 0.1, most: int = 500, seed: int = 0):
+    """Pairs to train on, and at most `most` to measure on whose x training never sees.
+
+    Which they are depends on the seed. Of fewer than 20 different x none is held out.
+    """
+    if not 0 <= share <= 0.5:
+        raise ValueError(f"the share that is held out must lie between 0 and 0.5, not {share}")
+    different = list(dict.fromkeys(x for x, _ in pairs))
+    count = min(most, int(len(different) * share)) if len(different) >= 20 else 0
+    chosen = np.random.default_rng([seed, 2]).permutation(len(different))[:count]
+    held = {different[i] for i in chosen}
+    return [pair for pair in pairs if pair[0] not in held], [p for p in pairs if p[0] in held]
+
+
 def encode_documents(tokenizer, texts) -> np.ndarray:
     """One stream of ids: the end token, document, end token, document, ..., end token.
 
@@ -55,6 +91,14 @@ def stream(ids, batch: int, length: int, rng: np.random.Generator):
             yield ids[at], ids[at + 1], np.ones(at.shape, bool)
 
 
+def encode_pair(tokenizer, x: str, y: str) -> tuple[list[int], list[int]]:
+    """(ids of x, ids of y and the end token after it); an empty x is the end token."""
+    end = _end(tokenizer)
+    before = tokenizer.encode(x, tokenizer.special)
+    after = [*tokenizer.encode(y, tokenizer.special), end]
+    return before or [end], after  # the first token of y needs something to be predicted from
+
+
 def pair_batches(pairs, tokenizer, batch: int, length: int, rng: np.random.Generator):
     """Batches of (x, y) text pairs, without end: the loss counts y and the end token after it.
 
@@ -62,28 +106,35 @@ def pair_batches(pairs, tokenizer, batch: int, length: int, rng: np.random.Gener
     harmless, to the longest row of the batch. Raises ValueError naming a pair that is longer than
     `length` tokens, and when there are fewer pairs than `batch`.
     """
-    end = _end(tokenizer)
+    rows = pair_rows(pairs, tokenizer, length)
+    if len(rows) < batch:
+        raise ValueError(f"{len(rows)} pairs are too few for a batch of {batch}")
+    while True:
+        order = rng.permutation(len(rows))
+        for i in range(0, len(order) - batch + 1, batch):
+            yield padded([rows[j] for j in order[i : i + batch]])
+
+
+def pair_rows(pairs, tokenizer, length: int) -> list[tuple[list[int], int]]:
+    """(ids of x, y and the end token; how many of them are x) of each pair.
+
+    Raises ValueError naming a pair that is longer than `length` tokens.
+    """
     rows = []
     for number, (x, y) in enumerate(pairs):
-        before = tokenizer.encode(x, tokenizer.special)
-        after = [*tokenizer.encode(y, tokenizer.special), end]
-        if not before:
-            before = [end]  # the first token of y needs something to be predicted from
+        before, after = encode_pair(tokenizer, x, y)
         if len(before) + len(after) - 1 > length:
             raise ValueError(
                 f"pair {number} has {len(before) + len(after)} tokens, more than the {length + 1} "
                 "that fit: shorten it or leave it out"
             )
         rows.append((before + after, len(before)))
-    if len(rows) < batch:
-        raise ValueError(f"{len(rows)} pairs are too few for a batch of {batch}")
-    while True:
-        order = rng.permutation(len(rows))
-        for i in range(0, len(order) - batch + 1, batch):
-            yield _padded([rows[j] for j in order[i : i + batch]], end)
+    return rows
 
 
-def _padded(rows, end):
+def padded(rows):
+    """A batch of rows of `pair_rows`, filled up at the right with the end token."""
+    end = rows[0][0][-1]
     length = max(len(ids) for ids, _ in rows) - 1
     tokens = np.full((len(rows), length), end, np.int32)
     targets = tokens.copy()

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import ops
+from . import data, ops, sample
 
 ROWS = 16  # that are taken in float64 at a time: 6 MB of GPT-2's vocabulary
 
@@ -148,6 +148,65 @@ def hellaswag(model, tokenizer, items: Iterable[dict]) -> dict:
         count += 1
     _check_some(range(count), "HellaSwag items")
     return {name: value / count for name, value in right.items()} | {"items": count}
+
+
+def pairs_nats(model, tokenizer, pairs, batch: int = 16):
+    """Total -log p, in nats, of every y and the end token after it, given x; and their tokens.
+
+    Raises ValueError for a pair that does not fit n_ctx.
+    """
+    rows = data.pair_rows(pairs, tokenizer, model.config.n_ctx)
+    _check_some(rows, "pairs")
+    total = count = 0
+    for i in range(0, len(rows), batch):
+        tokens, targets, mask = data.padded(rows[i : i + batch])
+        logits, _ = model.forward(tokens)
+        total += float(nats(logits, targets)[mask].sum())
+        count += int(mask.sum())
+    return total, count
+
+
+class Answer(NamedTuple):
+    """What a model wrote after x: its text, and whether it ended it with the end token."""
+
+    text: str
+    ended: bool
+
+
+def answers(model, tokenizer, pairs, batch: int = 16) -> list[Answer]:
+    """The greedy continuation of every x, up to the end token or to one token more than y has."""
+    written = []
+    for i in range(0, len(pairs), batch):
+        rows = [data.encode_pair(tokenizer, x, y) for x, y in pairs[i : i + batch]]
+        longest = max(len(after) for _, after in rows)
+        end = rows[0][1][-1]
+        ids = [[] for _ in rows]
+        for step in sample.generate(
+            model, [before for before, _ in rows], longest + 1, temperature=0, stop=end
+        ):
+            for row, new in zip(ids, step, strict=True):
+                row += new
+        for row in ids:
+            ended = row[-1:] == [end]
+            written.append(Answer(tokenizer.decode(row[:-1] if ended else row), ended))
+    return written
+
+
+def pairs(model, tokenizer, pairs) -> dict:
+    """Loss on y in nats per token, and the share of pairs whose y greedy decoding writes exactly.
+
+    Protocol: after the tokens of x the tokens of y and the end token are predicted, nothing of x is
+    counted. An answer is exact if it is y, character for character, and the end token follows.
+    """
+    total, count = pairs_nats(model, tokenizer, pairs)
+    written = answers(model, tokenizer, pairs)
+    exact = [a.ended and a.text == y for a, (_, y) in zip(written, pairs, strict=True)]
+    return {
+        "nats per token of y": total / count,
+        "exact match": sum(exact) / len(pairs),
+        "ended": sum(answer.ended for answer in written) / len(pairs),
+        "pairs": len(pairs),
+    }
 
 
 def windows_perplexity(model, ids, stride: int) -> float:

@@ -56,12 +56,14 @@ class Settings:
 @dataclass(frozen=True)
 class Step:
     """One step: its number (the first is 1), loss before the update in nats per token, learning
-    rate, global gradient norm before clipping, and tokens per second."""
+    rate, global gradient norm before clipping, tokens of the batch (padding included), and tokens
+    per second."""
 
     number: int
     loss: float
     lr: float
     grad_norm: float
+    tokens: int
     tokens_per_second: float
 
 
@@ -96,7 +98,8 @@ def train(model, batches, settings: Settings, state: optim.AdamState):
             )
             del grads  # not to be kept beside those of the next step
             seconds = time.perf_counter() - start
-            yield Step(state.step, float(loss), lr, norm, batch[0].size / seconds)
+            tokens = batch[0].size
+            yield Step(state.step, float(loss), lr, norm, tokens, tokens / seconds)
 
 
 def _loss_and_grads(model, batch, workers, pool):

@@ -235,15 +235,16 @@ def test_train_writes_a_model_that_generates(run, tmp_path):
     assert printed == ""
     assert "step 30: validation" in err
     log = [json.loads(row) for row in (out / "training.jsonl").read_text("utf-8").splitlines()]
-    assert [row["number"] for row in log] == list(range(1, 61))
-    assert log[59]["validation"] < log[29]["validation"] < log[0]["loss"]
+    assert [row["number"] for row in log] == list(range(61))
+    assert log[60]["validation"] < log[30]["validation"] < log[0]["validation"]
+    assert {row["tokens"] for row in log[1:]} == {2048}
     status, printed, _ = run("generate", "The cat", "--model", out, "--temperature", 0,
                              "--max-new-tokens", 8)  # fmt: skip
     assert status == 0
     assert len(printed) > len("The cat\n")
     # the same command finds the run complete and only writes the model again
     assert run(*words)[0] == 0
-    assert len((out / "training.jsonl").read_text("utf-8").splitlines()) == 60
+    assert len((out / "training.jsonl").read_text("utf-8").splitlines()) == 61
     status, _, err = run(*words, "--warmup", 6)
     assert status == 2
     assert "warmup was 5, now 6" in err
@@ -263,6 +264,47 @@ def test_finetune_and_its_refusals(run, folder, tmp_path):
     status, _, err = run("finetune", pairs, "--model", folder, "--out", tmp_path / "other")
     assert status == 2
     assert "line 2" in err
+
+
+def test_train_alone_chooses_and_says_and_without_a_terminal_writes_lines(
+    run, tmp_path, monkeypatch
+):
+    (tmp_path / "my.txt").write_text(TEXT * 20, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run("train", "my.txt", "--steps", 35, "--batch", 1, "--n-ctx", 64)
+    assert status == 0, err
+    lines = err.splitlines()
+    assert lines[0] == "the model goes to my-model"
+    assert re.search(r"^1\d kB, .* tokens: .* parameters, 35 steps .* on this machine$", err, re.M)
+    steps = [
+        re.fullmatch(
+            r"step (\d+) of 35  loss \d\.\d{4}(?:  validation (\d\.\d{4}))?  lr \d\.\d\de-0\d  "
+            r"[\d,]+ tokens/s  \d+ (?:s|min) left",
+            line,
+        )
+        for line in lines
+    ]
+    at = [int(match[1]) for match in steps if match]
+    assert at[-1] == 35
+    assert all(b - a <= 10 for a, b in zip([0, *at], at, strict=False))
+    assert all(match[2] for match in steps if match and int(match[1]) % 3 == 0)  # a tenth of them
+    assert lines[-1].endswith("in my-model")
+    model, _ = numpygpt.load(tmp_path / "my-model")
+    assert model.config.n_ctx == 64
+
+
+def test_finetune_with_lora(run, folder, tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"x": "The cat", "y": " ran"}\n{"x": "The rat", "y": " sat"}\n', "utf-8")
+    words = ("finetune", pairs, "--model", folder, "--steps", 9, "--out", tmp_path / "out")
+    status, _, err = run(*words, "--lora", 2)
+    assert status == 0
+    assert "384 parameters learn" in err  # 2 layers of 24 x 2 and 2 x 72
+    assert "saved the model of step 9 in" in err
+    assert run(*words)[0] == 2
+    status, _, err = run(*words, "--lora", 2, "--lora-matrices", "wte", "--out", tmp_path / "b")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "matrices must be among attn.c_attn" in err
 
 
 def test_missing_files_and_wrong_bytes(run, tmp_path):

@@ -112,3 +112,29 @@ def test_special_tokens_in_texts_and_pairs_are_tokens():
     pairs = [("<user>Hello", " world<user>")]
     tokens, targets, _ = next(data.pair_batches(pairs, tokenizer, 1, 9, np.random.default_rng(0)))
     assert [*tokens[0], targets[0, -1]] == [50257, 15496, 995, 50257, 50256]
+
+
+def test_what_is_held_out_is_not_trained_on():
+    texts = [f"document {i}" for i in range(60)]
+    kept, held = data.hold_out(texts, 0.05)
+    assert len(held) == 3
+    assert sorted(kept + held) == sorted(texts)
+    for few in (["one two three four five six seven eight nine ten " * 20], ["ab " * 50, "x" * 40]):
+        kept, held = data.hold_out(few, 0.05)
+        assert [a + b for a, b in zip(kept, held, strict=True)] == few
+        assert len("".join(held)) == pytest.approx(0.05 * len("".join(few)), abs=12)
+    assert data.hold_out(texts, 0) == (texts, [])
+    with pytest.raises(ValueError, match="between 0 and 0.5"):
+        data.hold_out(texts, 0.6)
+
+
+def test_no_x_is_both_trained_on_and_held_out():
+    pairs = [(f"x{i % 40}", f"y{i}") for i in range(100)]
+    kept, held = data.hold_out_pairs(pairs, 0.25)
+    assert len({x for x, _ in held}) == 10
+    assert not {x for x, _ in held} & {x for x, _ in kept}
+    assert sorted(kept + held) == sorted(pairs)
+    assert data.hold_out_pairs(pairs, 0.25) == (kept, held)
+    assert data.hold_out_pairs(pairs, 0.25, seed=1) != (kept, held)
+    assert data.hold_out_pairs(pairs[:19]) == (pairs[:19], [])
+    assert len({x for x, _ in data.hold_out_pairs(pairs, 0.5, most=7)[1]}) == 7

@@ -24,7 +24,7 @@ BOOK = {
     "optim": "ops",
     "train": "memory optim",
     "lora": "",
-    "evaluate": "ops",
+    "evaluate": "ops data sample",
 }
 # The workshop: its rooms may use any file of the book, themselves and the rooms beside them.
 WORKSHOP = {

@@ -12,7 +12,7 @@ from numpygpt.look import plot
 def test_loss_curve_draws_steps_mean_and_validation():
     losses = np.linspace(4, 3, 250)
     fig, (ax,) = plot.figure()
-    assert plot.loss_curve(ax, range(1, 251), losses, [(100, 3.7), (250, 3.1)], 2000) is ax
+    assert plot.loss_curve(ax, np.arange(1, 251) * 2000, losses, [(2e5, 3.7), (5e5, 3.1)]) is ax
     each, mean, validation = ax.get_lines()
     np.testing.assert_allclose(each.get_xdata()[-1], 0.5)  # million tokens
     np.testing.assert_array_equal(each.get_ydata(), losses)
@@ -44,7 +44,7 @@ def test_cost_and_ratios():
 
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_the_command_draws_a_log(tmp_path, ending):
-    rows = [{"number": n, "loss": 5 / n} for n in range(1, 40)]
+    rows = [{"number": n, "loss": 5 / n, "tokens": 64} for n in range(1, 40)]
     rows[20]["validation"] = 2.5
     log = tmp_path / "training.jsonl"
     log.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

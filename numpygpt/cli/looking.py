@@ -22,15 +22,20 @@ def _plot_loss(args, plot):
     if args.input is None:
         raise ValueError("name the log of a run, its training.jsonl")
     rows = text.json_lines(args.input, text.LOG, text.LOG_SOMETIMES)
+    tokens, losses, validation, seen = [], [], [], 0
+    for row in rows:
+        # what a step read is in the log; runs of before that was logged need --tokens-per-step
+        if "tokens" not in row and args.tokens_per_step is None:
+            raise ValueError(f"{args.input} does not say how long a step is: --tokens-per-step N")
+        seen += row.get("tokens", args.tokens_per_step)
+        if "loss" in row:
+            tokens.append(seen), losses.append(row["loss"])
+        if "validation" in row:
+            validation.append((seen, row["validation"]))
+    if not losses:
+        raise ValueError(f"{args.input} holds no step of a training run")
     fig, (ax,) = plot.figure(width=7)
-    validation = [(row["number"], row["validation"]) for row in rows if "validation" in row]
-    plot.loss_curve(
-        ax,
-        [row["number"] for row in rows],
-        [row["loss"] for row in rows],
-        validation,
-        args.tokens_per_step,
-    )
+    plot.loss_curve(ax, tokens, losses, validation)
     return fig
 
 
@@ -282,5 +287,5 @@ def add(command):
     p.add_argument("--against", help="token whose logit is taken off it (attribution)")
     p.add_argument("--length", type=positive, help="of what is repeated (induction)")
     p.add_argument("--seed", type=int, default=0, help="of the random tokens (induction)")
-    p.add_argument("--tokens-per-step", type=positive, default=2048, help="of the run (loss)")
+    p.add_argument("--tokens-per-step", type=positive, help="where the log lacks them (loss)")
     p.add_argument("--shape", help="as in bench (cost)")

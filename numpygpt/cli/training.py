@@ -5,6 +5,7 @@ import json
 import math
 import signal
 import sys
+import time
 from pathlib import Path
 
 from numpygpt.cli.models import load
@@ -12,123 +13,169 @@ from numpygpt.cli.shell import MODEL, positive, say
 
 
 def train_command(args):
-    """Pre-train a GPT-2 on a text, in which <|endoftext|> ends each document."""
-    import numpy as np
+    """Train on a text, in which <|endoftext|> ends each document: a new model, or --model.
 
-    from numpygpt import data, model, train
-    from numpygpt.files import run, text
+    What is not asked for is chosen for the text and this machine, and said.
+    """
+    from numpygpt.files import plan, text
 
-    settings = _settings(args, train.Settings)
-    config = model.Config(args.n_vocab, args.n_ctx, args.n_embd, args.n_head, args.n_layer)
-    whole = text.read(args.text)
-    held_out = data.documents(text.read(args.validation)) if args.validation else []
-    if args.validation and not held_out:
-        raise ValueError(f"{args.validation} holds no text")
-    out = _new_folder(args.out)
-    tokenizer = _vocabulary(out, whole, args.n_vocab)
-    gpt = model.GPT2(config, model.init(config, np.random.default_rng(args.seed)))
-    ids = data.encode_documents(tokenizer, data.documents(whole))
-    batches = data.stream(ids, args.batch, args.n_ctx, np.random.default_rng([args.seed, 1]))
-    say(f"{len(ids):,} tokens, {sum(p.size for p in gpt.params.values()):,} parameters")
-    validation = data.encode_documents(tokenizer, held_out) if held_out else None
-    return _run(args, gpt, tokenizer, batches, settings, run.digest(ids), validation)
-
-
-def _vocabulary(out, text, n_vocab):
-    """The vocabulary of an unfinished run, or a new one learned from the text."""
-    from numpygpt.bpe import Tokenizer
-
-    if (out / "merges.txt").exists():  # the second of its two files
-        tokenizer = Tokenizer.read(out)
-        if tokenizer.n_vocab != n_vocab:
-            raise ValueError(
-                f"{out} has a vocabulary of {tokenizer.n_vocab} tokens, not of {n_vocab}: repeat "
-                "--n-vocab, or train into another folder"
-            )
-        return tokenizer
-    say(f"learning a vocabulary of {n_vocab} tokens")
-    tokenizer = Tokenizer.train(text, n_vocab)
-    tokenizer.write(out)
-    return tokenizer
+    sizes = _given(args, ["n_vocab", "n_ctx", "n_embd", "n_head", "n_layer"])
+    out = _out(args, args.text, "model")
+    planned = plan.pretraining(
+        text.read(args.text),
+        out,
+        base=(*load(args.model), args.model) if args.model else None,
+        validation=text.read(args.validation) if args.validation else None,
+        share=args.hold_out,
+        sizes=sizes,
+        settings=_settings(args),
+        half=args.half,
+        say=say,
+    )
+    return _run(args, planned)
 
 
 def finetune_command(args):
     """Go on training a model on (x, y) pairs, with the loss on y alone."""
-    import numpy as np
+    from numpygpt.files import plan
 
-    from numpygpt import data, train
-    from numpygpt.files import run, text
-
-    settings = _settings(args, train.Settings)
-    pairs = text.json_lines(args.pairs, text.PAIR)
-    _new_folder(args.out)
-    model, tokenizer = load(args.model)
-    batches = data.pair_batches(
-        [(pair["x"], pair["y"]) for pair in pairs],
-        tokenizer,
-        args.batch,
-        model.config.n_ctx,
-        np.random.default_rng([args.seed, 1]),
+    pairs = _pairs(args.pairs)
+    planned = plan.finetuning(
+        pairs,
+        _out(args, args.pairs, "tuned"),
+        (*load(args.model), args.model),
+        validation=_pairs(args.validation) if args.validation else None,
+        share=args.hold_out,
+        settings=_settings(args),
+        rank=args.lora,
+        alpha=args.lora_alpha,
+        matrices=tuple(args.lora_matrices.split(",")),
+        half=args.half,
+        say=say,
     )
-    return _run(args, model, tokenizer, batches, settings, run.digest(json.dumps(pairs)), None)
+    return _run(args, planned)
 
 
-def _new_folder(path):
-    from numpygpt.files import checkpoint
+def _pairs(path):
+    from numpygpt.files import text
 
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.check_target(folder)
-    return folder
+    return [(pair["x"], pair["y"]) for pair in text.json_lines(path, text.PAIR)]
 
 
-def _settings(args, settings):
-    return settings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(settings)})
+def _out(args, source, what):
+    """The folder asked for, or one beside where we are, named after the file; and say which."""
+    out = Path(args.out or f"{Path(source).stem}-{what}")
+    if not args.out:
+        say(f"the model goes to {out}")
+    return out
 
 
-def _run(args, model, tokenizer, batches, settings, text, validation):
-    """Train, drawing a bar, keeping a log and saving; the same command goes on where it stopped."""
-    from tqdm import tqdm
+def _given(args, names):
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
-    from numpygpt import optim, train
-    from numpygpt.files import checkpoint, run
 
-    out = Path(args.out)
-    state = optim.adam_state(model.params)
-    saved = out / "training.safetensors"
-    if saved.exists():
-        state = run.load_run(saved, model, settings, text)
-        say(f"going on from step {state.step}")
-    stop = _ctrl_c_ends_the_step()
-    steps = train.train(model, train.skip(batches, state.step), settings, state)
-    bar = tqdm(steps, total=settings.steps, initial=state.step, disable=None, unit="step")
-    with run.open_log(out / "training.jsonl", state.step) as log:
-        for step in bar:
-            row, last = dataclasses.asdict(step), step.number == settings.steps
-            bar.set_postfix(loss=f"{step.loss:.4f}", rate=f"{step.tokens_per_second:.0f} tokens/s")
-            if validation is not None and (last or step.number % args.evaluate_every == 0):
-                row["validation"] = _validate(model, validation, step.number, bar)
-            log.write(json.dumps(row) + "\n")
-            if last or stop or step.number % args.save_every == 0:
-                log.flush()
-                run.save_run(saved, model, state, settings, text)
-            if stop:
-                bar.close()
-                say(f"stopped and saved at step {step.number}: the same command goes on from there")
+def _settings(args):
+    from numpygpt import train
+
+    return _given(args, [field.name for field in dataclasses.fields(train.Settings)])
+
+
+def _run(args, planned):
+    """Train with a bar on a terminal and lines elsewhere; Ctrl-C saves the last step."""
+    from numpygpt.files import run
+
+    pressed = _ctrl_c_ends_the_step()
+    steps = run.resumable(
+        planned,
+        args.evaluate_every or max(1, planned.settings.steps // 10),
+        args.save_every,
+        args.patience,
+    )
+    with _Reporter(planned.settings.steps) as reporter:
+        for progress in steps:
+            reporter.show(progress)
+            if pressed and not progress.ended:
+                steps.close()  # which saves
+                reporter.close()
+                say(
+                    f"stopped and saved at step {progress.number}: the same command goes on from "
+                    "there"
+                )
                 return 130
-    checkpoint.save(model, tokenizer, out, "float16" if args.half else None)
-    say(f"saved the model in {out}")
+    kept = f"the model of step {progress.number}"
+    if progress.best:
+        kept = "the model of step {:,}, which has the lowest validation loss ({:.4f}),"
+        kept = kept.format(*progress.best)
+    if progress.ended == "patience":
+        say(f"ended at step {progress.number}: {args.patience} measurements without a lower loss")
+    elif progress.step is None:
+        say(f"the run is finished: --steps with more than {progress.steps:,} goes on")
+    say(f"saved {kept} in {planned.folder}")
     return 0
 
 
-def _validate(model, ids, number, bar):
-    """Nats per token of the first 2**15 validation tokens, said on stderr."""
-    from numpygpt import evaluate
+class _Reporter:
+    """Shows Progress: on a terminal a bar, else a line every 10 steps, and every 10 seconds."""
 
-    nats, count = evaluate.stream_nats(model, ids[: 2**15])
-    with bar.external_write_mode(sys.stderr):
-        say(f"step {number}: validation {nats / count:.4f} nats per token ({count:,} tokens)")
-    return nats / count
+    def __init__(self, steps):
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=steps, disable=None, unit="step")
+        self.shown_at, self.shown = time.monotonic(), 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        self.bar.close()
+
+    def show(self, progress):
+        if progress.step is None:
+            self.bar.update(progress.number - self.bar.n)
+            if progress.number:
+                self._line(f"going on from step {progress.number}")
+            self.shown = progress.number
+        elif self.bar.disable:
+            late = time.monotonic() - self.shown_at >= 10
+            if late or progress.measured or progress.ended or progress.number >= self.shown + 10:
+                self._line(step_line(progress))
+                self.shown_at, self.shown = time.monotonic(), progress.number
+        else:
+            speed = f"{progress.step.tokens_per_second:.0f} tokens/s"
+            self.bar.set_postfix(loss=f"{progress.step.loss:.4f}", rate=speed, refresh=False)
+            self.bar.update(progress.number - self.bar.n)
+        if progress.measured:
+            self._measured(progress)
+
+    def _measured(self, progress):
+        text = f"step {progress.number}: validation {progress.measured['validation']:.4f}"
+        text += " nats per token"
+        for name in ("exact", "ended"):
+            if name in progress.measured:
+                text += f", {name} {progress.measured[name]:.1%}"
+        best = progress.best and progress.best[0] == progress.number
+        self._line(text + (" (the lowest)" if best else ""))
+        for line in progress.measured["sample"].splitlines():
+            self._line(f"    {line}")
+
+    def _line(self, text):
+        with self.bar.external_write_mode(sys.stderr):
+            say(text)
+
+
+def step_line(progress) -> str:
+    """One line of a log: step, loss, validation, learning rate, tokens/s, time left."""
+    from numpygpt.files import plan
+
+    step = progress.step
+    parts = [f"step {progress.number:,} of {progress.steps:,}", f"loss {step.loss:.4f}"]
+    if progress.measured:
+        parts.append(f"validation {progress.measured['validation']:.4f}")
+    parts += [f"lr {step.lr:.2e}", f"{step.tokens_per_second:,.0f} tokens/s"]
+    return "  ".join([*parts, f"{plan.duration(progress.seconds_left)} left"])
 
 
 def _ctrl_c_ends_the_step():
@@ -181,20 +228,27 @@ def evaluate_command(args):
         print(f"{name:<24}{value:>12,}" if isinstance(value, int) else f"{name:<24}{value:>12.4f}")
 
 
-def _training_options(p, lr):
-    p.add_argument("--out", required=True, help="folder of the new model; holds an unfinished run")
-    p.add_argument("--steps", type=positive, default=1000)
-    p.add_argument("--batch", type=positive, default=8)
-    p.add_argument("--lr", type=float, default=lr, help="peak")
-    p.add_argument("--floor", type=float, default=0.0, help="learning rate at the end")
-    p.add_argument("--warmup", type=int, default=100, help="steps")
-    p.add_argument("--weight-decay", type=float, default=0.1)
-    p.add_argument("--beta1", type=float, default=0.9)
-    p.add_argument("--beta2", type=float, default=0.99)
-    p.add_argument("--clip", type=float, default=1.0, help="largest global gradient norm")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--workers", type=positive, default=1, help="threads that share a batch")
+def _training_options(p, batch, lr):
+    p.add_argument("--out", help="folder of the new model; holds an unfinished run as well")
+    p.add_argument("--validation", metavar="FILE", help="to measure on, instead of a part held out")
+    p.add_argument(
+        "--steps", type=positive, help="may be raised later (default: said at the start)"
+    )
+    p.add_argument("--batch", type=positive, help=f"rows (default: {batch})")
+    p.add_argument("--lr", type=float, help=f"peak (default: {lr})")
+    p.add_argument("--floor", type=float, help="learning rate at the end (default: 0)")
+    p.add_argument("--warmup", type=int, help="steps (default: a tenth of them, at most 100)")
+    p.add_argument("--weight-decay", type=float, help="(default: 0.1)")
+    p.add_argument("--beta1", type=float, help="(default: 0.9)")
+    p.add_argument("--beta2", type=float, help="(default: 0.99)")
+    p.add_argument("--clip", type=float, help="largest global gradient norm (default: 1.0)")
+    p.add_argument("--seed", type=int, help="(default: 0)")
+    p.add_argument("--workers", type=positive, help="threads that share a batch (default: 1)")
     p.add_argument("--save-every", type=positive, default=200, help="steps")
+    p.add_argument("--evaluate-every", type=positive, help="steps (default: a tenth of them)")
+    p.add_argument(
+        "--patience", type=positive, help="end after so many measurements without a lower loss"
+    )
     p.add_argument("--half", action="store_true", help="write the model as float16")
 
 
@@ -202,19 +256,20 @@ def add(command):
     """Their options."""
     p = command(train_command)
     p.add_argument("text", help="file of text; <|endoftext|> ends a document")
-    p.add_argument("--validation", help="file of text to report the loss on")
-    p.add_argument("--n-vocab", type=positive, default=4096)
-    p.add_argument("--n-ctx", type=positive, default=256)
-    p.add_argument("--n-embd", type=positive, default=256)
-    p.add_argument("--n-head", type=positive, default=4)
-    p.add_argument("--n-layer", type=positive, default=6)
-    p.add_argument("--evaluate-every", type=positive, default=500)
-    _training_options(p, lr=1e-3)
+    p.add_argument("--model", help="go on from this model, with its vocabulary and sizes")
+    p.add_argument("--hold-out", type=float, default=0.05, help="share of the text to measure on")
+    for name in ("vocab", "ctx", "embd", "head", "layer"):
+        p.add_argument(f"--n-{name}", type=positive, help="(default: by the size of the text)")
+    _training_options(p, batch="2,048 tokens / n_ctx", lr="1e-3, with --model 3e-4")
 
     p = command(finetune_command)
     p.add_argument("pairs", help='file of lines {"x": "...", "y": "..."}')
     p.add_argument("--model", **MODEL)
-    _training_options(p, lr=1e-4)
+    p.add_argument("--hold-out", type=float, default=0.1, help="share of the pairs to measure on")
+    p.add_argument("--lora", type=positive, metavar="RANK", help="learn A and B of this rank alone")
+    p.add_argument("--lora-alpha", type=float, default=16.0, help="scale of A B is alpha / rank")
+    p.add_argument("--lora-matrices", default="attn.c_attn", help="which, with commas between")
+    _training_options(p, batch="16", lr="5e-4, with --lora 3e-3")
 
     p = command(evaluate_command)
     p.add_argument("file", help='a text, or lines {"text": ...} or {"ctx": ..., "endings": ...}')

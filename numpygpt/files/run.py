@@ -1,16 +1,161 @@
-"""A training run on disk: its log, and the checkpoint from which it goes on bit for bit."""
+"""A training run on disk: its log, the checkpoint from which it goes on bit for bit, and the loop
+that keeps both."""
 
 import dataclasses
 import hashlib
 import json
+import math
 import os
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from numpygpt import optim
 from numpygpt.formats import CheckpointError, safetensors
-from numpygpt.train import Settings
+from numpygpt.train import Settings, Step, skip, train
+
+STATE, LOG = "training.safetensors", "training.jsonl"
+MAY_CHANGE = ("lr", "floor", "steps")  # from one call to the next; steps may only grow
+
+
+@dataclasses.dataclass
+class Run:
+    """What a run is made of; `files.plan` makes one for a text or for pairs.
+
+    model: what learns, a GPT2 or a LoRA of one. batches: from their beginning. text: `digest` of
+    what is trained on. about: what else must be the same for the run to go on, name -> value.
+    measure: None, or a function without arguments -> dict with `validation`, nats per token, and
+    more that is logged. keep: writes the model as it is now into the folder.
+    """
+
+    folder: Path
+    model: object
+    batches: Iterable
+    settings: Settings
+    text: str
+    keep: Callable[[], None]
+    measure: Callable[[], dict] | None = None
+    about: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a run stands after a step, or before its first: then `step` is None.
+
+    measured: what was measured now, {} at most steps. best: (number, validation) of the lowest
+    validation loss so far, or None; the model in the folder is that of this step. seconds_left: at
+    the speed of this call so far, or None. ended: "" or why this is the last: "steps", "patience".
+    """
+
+    number: int
+    steps: int
+    step: Step | None
+    measured: dict
+    best: tuple[int, float] | None
+    seconds_left: float | None
+    ended: str
+
+
+def resumable(
+    run: Run, evaluate_every: int = 500, save_every: int = 200, patience: int | None = None
+) -> Iterator[Progress]:
+    """Train, keeping a log and saving on the way; the same call goes on where the last one stopped.
+
+    The first Progress comes before the first step. The folder gets training.jsonl, a row a step;
+    training.safetensors, from which the run goes on; and the model: with a `measure` the one of the
+    lowest validation loss, without it the latest. patience: how many measurements without a lower
+    loss end the run. Whoever stops iterating (`break`, or `close()`) has the last step saved; what
+    interrupts a step itself costs the steps since the last save.
+
+    Raises what `load_run`, `train` and writing to the disk raise; what was saved stays as it was.
+    """
+    steps = run.settings.steps
+    saved = run.folder / STATE
+    if saved.exists():
+        state = load_run(saved, run.model, run.settings, run.text, run.about)
+    else:
+        state = optim.adam_state(run.model.params)
+    with open_log(run.folder / LOG, state.step) as log:
+        history = [
+            (row["number"], row["validation"])
+            for row in read_log(run.folder / LOG)
+            if row.get("validation") is not None
+        ]
+        saved_at = state.step if saved.exists() else None
+
+        def save():
+            nonlocal saved_at
+            log.flush()
+            save_run(saved, run.model, state, run.settings, run.text, run.about)
+            saved_at = state.step
+
+        def measure(row):
+            """Measure and log; the model is kept if it is the best so far."""
+            measured = run.measure() if run.measure else {}
+            log.write(json.dumps(row | measured) + "\n")
+            if measured:
+                history.append((row["number"], measured["validation"]))
+                if _best(history) == history[-1]:
+                    run.keep()
+                save()
+            return measured
+
+        def progress(step, measured):
+            left = None
+            if step is not None:
+                each = (time.perf_counter() - start) / (state.step - first)
+                left = each * (steps - state.step)
+            ended = "steps" if state.step >= steps else ""
+            if patience and len(history) > patience:
+                best = [number for number, _ in history].index(_best(history)[0])
+                ended = "patience" if len(history) - 1 - best >= patience else ended
+            return Progress(state.step, steps, step, measured, _best(history), left, ended)
+
+        measured = {}
+        if saved_at is None:
+            if run.measure:
+                measured = measure({"number": 0, "tokens": 0})
+            else:
+                run.keep()
+                save()
+        now = progress(None, measured)
+        yield now
+        if now.ended:
+            return
+        start, first = time.perf_counter(), state.step
+        for step in train(run.model, skip(run.batches, state.step), run.settings, state):
+            row = dataclasses.asdict(step)
+            if run.measure and (step.number % evaluate_every == 0 or step.number == steps):
+                measured = measure(row)
+            else:
+                measured = {}
+                log.write(json.dumps(row) + "\n")
+            now = progress(step, measured)
+            if saved_at != state.step and (now.ended or step.number % save_every == 0):
+                if run.measure is None:
+                    run.keep()
+                save()
+            try:
+                yield now
+            except GeneratorExit:
+                if saved_at != state.step:
+                    if run.measure is None:
+                        run.keep()
+                    save()
+                raise
+            if now.ended:
+                return
+
+
+def _best(history):
+    """(number, validation) of the lowest, the earliest among equals; NaN is never the lowest."""
+    finite = [one for one in history if math.isfinite(one[1])]
+    return min(finite, key=lambda one: one[1], default=None)
+
+
+# ---- the log ------------------------------------------------------------------------------------
 
 
 def open_log(path, step: int):
@@ -31,13 +176,21 @@ def open_log(path, step: int):
     return open(path, "a", encoding="utf-8")
 
 
+def read_log(path) -> list[dict]:
+    """The rows of a log."""
+    return [json.loads(row) for row in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+# ---- the checkpoint -----------------------------------------------------------------------------
+
+
 def digest(text_or_ids) -> str:
     """sha256 of what is trained on, so that a run does not go on with something else."""
     data = text_or_ids.encode() if isinstance(text_or_ids, str) else np.asarray(text_or_ids)
     return hashlib.sha256(data).hexdigest()
 
 
-def save_run(path, model, state: optim.AdamState, settings: Settings, text: str = "") -> None:
+def save_run(path, model, state: optim.AdamState, settings: Settings, text="", about=None) -> None:
     """Everything a run needs to go on, in one safetensors file, replaced whole or not at all.
 
     text: the `digest` of what it is trained on. The state of its random numbers is in there too:
@@ -46,37 +199,53 @@ def save_run(path, model, state: optim.AdamState, settings: Settings, text: str 
     arrays = {}
     for kind, values in (("param", model.params), ("m", state.m), ("v", state.v)):
         arrays |= {f"{kind}.{name}": value for name, value in values.items()}
-    run = {"step": state.step} | _identity(model, settings, text)
+    run = {"step": state.step, "begun": _begun(model, settings, about), "text": text}
     safetensors.write(path, arrays, {"run": json.dumps(run)})
 
 
-def _identity(model, settings, text):
-    """What must be the same for a run to go on; the learning rate may be lowered."""
-    fields = dataclasses.asdict(settings) | dataclasses.asdict(model.config)
-    return {"begun": {k: v for k, v in fields.items() if k not in ("lr", "floor")}, "text": text}
+def _begun(model, settings, about):
+    """What must be the same for a run to go on, but for what may change."""
+    return dataclasses.asdict(settings) | dataclasses.asdict(model.config) | (about or {})
 
 
-def load_run(path, model, settings: Settings, text: str = "") -> optim.AdamState:
+def read_run(folder) -> dict | None:
+    """{"step", "begun", "text"} of the run in a folder, or None where there is none."""
+    path = Path(folder) / STATE
+    return _read_run(path) if path.exists() else None
+
+
+def _read_run(path):
+    try:
+        run = json.loads(safetensors.read_metadata(path)["run"])
+        step, _ = run["step"], (dict(run["begun"]), run["text"])  # all of them are there
+    except (KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a training checkpoint of numpygpt") from error
+    if type(step) is not int or step < 0:
+        raise CheckpointError(f"{path} says that {step!r} steps were taken")
+    return run
+
+
+def load_run(path, model, settings: Settings, text="", about=None) -> optim.AdamState:
     """Put a saved run's parameters into `model` and return its optimizer state.
 
     Raises CheckpointError if the file is damaged or no run, and ValueError naming what differs from
-    that with which the run was begun: settings (other than lr and floor), model or text.
+    that with which the run was begun: settings (other than lr, floor and more steps), model, text.
     """
-    arrays = safetensors.read(path)
-    try:
-        run = json.loads(safetensors.read_metadata(path)["run"])
-        step, begun, begun_text = run["step"], dict(run["begun"]), run["text"]
-    except (KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a training checkpoint of numpygpt") from error
-    now = _identity(model, settings, text)["begun"]
-    differ = [f"{k} was {begun.get(k)!r}, now {now[k]!r}" for k in now if begun.get(k) != now[k]]
-    if begun_text != text:
+    path = Path(path)
+    arrays, run = safetensors.read(path), _read_run(path)
+    begun, now = run["begun"], _begun(model, settings, about)
+    differ = [
+        f"{k} was {begun.get(k)!r}, now {now[k]!r}"
+        for k in now
+        if k not in MAY_CHANGE and begun.get(k) != now[k]
+    ]
+    if begun.get("steps", 0) > settings.steps:
+        differ.append(f"steps was {begun['steps']}, now {settings.steps}: it may only grow")
+    if run["text"] != text:
         differ.append("the text is another")
-    if type(step) is not int or step < 0:
-        raise CheckpointError(f"{path} says that {step!r} steps were taken")
     if differ:
         raise ValueError(
-            f"{Path(path).parent} holds a run with other settings ({'; '.join(differ)}): "
+            f"{path.parent} holds a run with other settings ({'; '.join(differ)}): "
             "repeat them, or train into another folder"
         )
     parts = {"param": {}, "m": {}, "v": {}}
@@ -85,11 +254,12 @@ def load_run(path, model, settings: Settings, text: str = "") -> optim.AdamState
         ours = model.params.get(name)
         same = ours is not None and (value.shape, value.dtype) == (ours.shape, ours.dtype)
         if kind not in parts or not same:
-            raise CheckpointError(f"{path} holds {kind}.{name}, which this model has not")
+            raise CheckpointError(f"{path} holds {kind}.{name}, which this model does not have")
         parts[kind][name] = value
     for kind, values in parts.items():
         if len(values) != len(model.params):
             raise CheckpointError(f"{path} lacks some of the model's arrays ({kind})")
     for name, value in parts["param"].items():
         model.params[name][...] = value
-    return optim.AdamState(step, *({n: np.array(parts[k][n]) for n in model.params} for k in "mv"))
+    state = ({n: np.array(parts[kind][n]) for n in model.params} for kind in "mv")
+    return optim.AdamState(run["step"], *state)

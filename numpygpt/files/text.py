@@ -142,5 +142,5 @@ def label(value) -> int:
 PAIR = {"x": string, "y": string}
 LAMBADA = {"text": string}
 HELLASWAG = {"ctx": string, "endings": four_strings, "label": label}
-LOG = {"number": number, "loss": number}  # of `training.jsonl`
-LOG_SOMETIMES = {"validation": number}
+LOG = {"number": number}  # of `training.jsonl`
+LOG_SOMETIMES = {"tokens": number, "loss": number, "validation": number}

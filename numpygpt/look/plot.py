@@ -91,21 +91,21 @@ def _tokens_on(axis, labels, most=READABLE, **style):
 # ---- training -----------------------------------------------------------------------------------
 
 
-def loss_curve(ax, numbers, losses, validation=None, tokens_per_step=1):
+def loss_curve(ax, tokens, losses, validation=None):
     """Training loss against tokens seen, each step and a running mean, and the validation loss.
 
-    numbers, losses: one per step. validation: pairs (step, nats per token). The mean of n steps is
-    drawn at the middle of them, so that it is not late.
+    tokens, losses: one per step, the tokens seen up to it and its loss. validation: pairs (tokens
+    seen, nats per token). The mean of n steps is drawn at the middle of them, so that it is not
+    late.
     """
-    numbers, losses = np.asarray(numbers), np.asarray(losses)
-    millions = numbers * tokens_per_step / 1e6
+    millions, losses = np.asarray(tokens) / 1e6, np.asarray(losses)
     ax.plot(millions, losses, color=BLUE, alpha=0.25, linewidth=0.5, label="each training batch")
     n = min(len(losses), 100)
     mean = np.convolve(losses, np.ones(n) / n, mode="valid")
     ax.plot(millions[n // 2 : n // 2 + len(mean)], mean, color=BLUE, label=f"mean of {n} batches")
     if validation:
-        steps, nats = np.array(validation).T
-        ax.plot(steps * tokens_per_step / 1e6, nats, "o--", color=ORANGE, label="validation")
+        seen, nats = np.array(validation).T
+        ax.plot(seen / 1e6, nats, "o--", color=ORANGE, label="validation")
     ax.set_xlabel("million tokens seen")
     ax.set_ylabel("loss, nats per token")
     ax.legend()

@@ -1,0 +1,346 @@
+"""What a training run begins with: what was asked for, else what the run in the folder was begun
+with, else what suits the text and this machine; and what is chosen is said.
+
+    from numpygpt.files import plan, run
+    for progress in run.resumable(plan.pretraining(text, "my-model")):
+        print(progress)
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from numpygpt import data, evaluate, optim, sample
+from numpygpt.bpe import END_OF_TEXT, Tokenizer
+from numpygpt.files import checkpoint, run
+from numpygpt.lora import LoRA
+from numpygpt.model import GPT2, Config, init
+from numpygpt.train import Settings
+
+MINUTES = 10  # that a run may take whose number of steps nobody gave
+PASSES = 10  # over the text or the pairs, where that takes less; a small model gains little by more
+TOKENS_A_STEP = 2048
+VALIDATION = 2**15  # tokens at most: enough for two digits after the point, and a few seconds
+# Tokens of the text up to which a size is taken -> layers, width; heads are 64 wide, as GPT-2's.
+SIZES = {50_000: (4, 128), 1_000_000: (6, 192), 10_000_000: (6, 256), float("inf"): (8, 384)}
+SHORTEST = 8  # tokens in a window
+
+
+def say_nothing(text: str) -> None:
+    """Where nobody wants to hear what is chosen."""
+
+
+def pretraining(
+    text: str,
+    folder,
+    *,
+    base: tuple | None = None,
+    validation: str | None = None,
+    share: float = 0.05,
+    sizes: dict | None = None,
+    settings: dict | None = None,
+    half: bool = False,
+    say: Callable[[str], None] = say_nothing,
+) -> run.Run:
+    """A run that trains a model on a text, in which `<|endoftext|>` ends each document.
+
+    base: (model, tokenizer, name) to go on from; by default a new model and a new vocabulary.
+    validation: a text to measure on; by default `data.hold_out` takes `share` of the text. sizes:
+    some of n_vocab, n_ctx, n_embd, n_head, n_layer, for a new model. settings: some of
+    `train.Settings`. half: the model is written as float16.
+
+    Raises ValueError for what does not fit, and where `folder` holds another run or a model.
+    """
+    sizes, settings, folder = dict(sizes or {}), dict(settings or {}), Path(folder)
+    if base and sizes:
+        raise ValueError(f"{', '.join(sizes)}: a model to go on from has its own sizes")
+    texts, held_out = _documents(text, validation, share, say)
+    begun = _begun(folder)
+    about = {"begun from": base[2] if base else "random weights"}
+    if begun and begun["begun"].get("begun from", about["begun from"]) != about["begun from"]:
+        raise ValueError(
+            f"{folder} holds a run that was begun from {begun['begun']['begun from']}, not from "
+            f"{about['begun from']}: repeat that, or train into another folder"
+        )
+    if base:
+        gpt, tokenizer, _ = base
+        ids = data.encode_documents(tokenizer, texts)
+    else:
+        tokenizer = _vocabulary(folder, texts, sizes.get("n_vocab"), say)
+        ids = data.encode_documents(tokenizer, texts)
+        config = _config(tokenizer.n_vocab, sizes, begun, len(ids))
+        seed = settings.get("seed", begun["begun"]["seed"] if begun else 0)
+        gpt = GPT2(config, init(config, np.random.default_rng(seed)))
+    planned = {"batch": max(1, TOKENS_A_STEP // gpt.config.n_ctx), "lr": 3e-4 if base else 1e-3}
+    planned |= begun["begun"] if begun else {}
+    planned |= settings
+    window = min(gpt.config.n_ctx, (len(ids) - 1) // (planned["batch"] + 1))
+    if window < SHORTEST:
+        raise ValueError(
+            f"{len(ids)} tokens are too few for batches of {planned['batch']} windows: bring more "
+            "text, or use a smaller batch"
+        )
+    if window < gpt.config.n_ctx:
+        say(f"the text is short: windows of {window} tokens instead of {gpt.config.n_ctx}")
+    size = len("".join(texts).encode("utf-8", "replace"))
+    what = f"{amount(size, 'B')}, {amount(len(ids), ' tokens')}: "
+    what += amount(sum(p.size for p in gpt.params.values()), " parameters")
+    settings = _settings(planned, gpt, ids.size, window, what, begun, say)
+    rng = np.random.default_rng([settings.seed, 1])
+    held_out_ids = data.encode_documents(tokenizer, held_out)[:VALIDATION] if held_out else []
+
+    def measure():
+        nats, count = evaluate.stream_nats(gpt, held_out_ids)
+        return {"validation": nats / count, "sample": _sample(gpt, tokenizer)}
+
+    return run.Run(
+        folder,
+        gpt,
+        data.stream(ids, settings.batch, window, rng),
+        settings,
+        run.digest(ids),
+        lambda: checkpoint.save(gpt, tokenizer, folder, "float16" if half else None),
+        measure if len(held_out_ids) > 1 else None,
+        about,
+    )
+
+
+def finetuning(
+    pairs: list[tuple[str, str]],
+    folder,
+    base: tuple,
+    *,
+    validation: list[tuple[str, str]] | None = None,
+    share: float = 0.1,
+    settings: dict | None = None,
+    rank: int | None = None,
+    alpha: float = 16.0,
+    matrices: tuple[str, ...] = ("attn.c_attn",),
+    half: bool = False,
+    say: Callable[[str], None] = say_nothing,
+) -> run.Run:
+    """A run that trains base = (model, tokenizer, name) on (x, y) pairs, with the loss on y alone.
+
+    validation: pairs to measure on; by default `data.hold_out_pairs` takes `share` of them. rank,
+    alpha, matrices: of a `LoRA`, which is merged into the model that is written; by default all
+    parameters learn. settings, half and what is raised: as in `pretraining`.
+    """
+    settings, folder = dict(settings or {}), Path(folder)
+    gpt, tokenizer, name = base
+    begun = _begun(folder)
+    about = {"begun from": name}
+    data.pair_rows([*pairs, *(validation or [])], tokenizer, gpt.config.n_ctx)  # refuses long ones
+    if validation is None:
+        seed = settings.get("seed", begun["begun"]["seed"] if begun else 0)
+        pairs, validation = data.hold_out_pairs(pairs, share, seed=seed)
+    planned = {"batch": min(16, len(pairs)), "lr": 3e-3 if rank else 5e-4}
+    planned |= begun["begun"] if begun else {}
+    planned |= settings
+    model, count = gpt, sum(p.size for p in gpt.params.values())
+    if rank:
+        rng = np.random.default_rng([planned.get("seed", 0), 3])
+        model = LoRA(gpt, rank, alpha, matrices, rng)
+        count = sum(p.size for p in model.params.values())
+        about |= {"rank": rank, "alpha": alpha, "matrices": list(matrices)}
+    elif begun and "rank" in begun["begun"]:
+        raise ValueError(
+            f"{folder} holds a run of LoRA of rank {begun['begun']['rank']}: give the rank again, "
+            "or train into another folder"
+        )
+    if validation:
+        say(f"{len(pairs):,} pairs to train on, {len(validation):,} held out")
+    else:
+        say(f"{len(pairs):,} pairs to train on, none held out: nothing says how well it does")
+    rows = data.pair_rows(pairs, tokenizer, gpt.config.n_ctx)
+    tokens = sum(len(ids) - 1 for ids, _ in rows)
+    what = (
+        f"{len(pairs):,} pairs, {amount(tokens, ' tokens')}: {amount(count, ' parameters')} learn"
+    )
+    window = -(-tokens // max(1, len(rows)))
+    settings = _settings(planned, model, tokens, window, what, begun, say)
+    batches = data.pair_batches(
+        pairs,
+        tokenizer,
+        settings.batch,
+        gpt.config.n_ctx,
+        np.random.default_rng([settings.seed, 1]),
+    )
+
+    def measure():
+        now = model.merged() if rank else gpt
+        result = evaluate.pairs(now, tokenizer, validation)
+        x, y = validation[0]
+        (answer,) = evaluate.answers(now, tokenizer, [(x, y)])
+        end = tokenizer.tokens[tokenizer.eot] if answer.ended else "..."
+        return {
+            "validation": result["nats per token of y"],
+            "exact": result["exact match"],
+            "ended": result["ended"],
+            "sample": f"{x}|{answer.text}{end}",
+        }
+
+    def keep():
+        now = model.merged() if rank else gpt
+        checkpoint.save(now, tokenizer, folder, "float16" if half else None)
+
+    text = run.digest("\n".join(f"{x}\0{y}" for x, y in pairs))
+    return run.Run(
+        folder, model, batches, settings, text, keep, measure if validation else None, about
+    )
+
+
+# ---- what is chosen -----------------------------------------------------------------------------
+
+
+def _documents(text, validation, share, say):
+    """(documents to train on, documents to measure on)."""
+    texts = data.documents(text)
+    if not texts:
+        raise ValueError("the text is empty")
+    if validation is not None:
+        held_out = data.documents(validation)
+        if not held_out:
+            raise ValueError("the text to measure on is empty")
+        return texts, held_out
+    count = len(texts)
+    texts, held_out = data.hold_out(texts, share)
+    if not held_out:
+        say("nothing is held out: nothing says when the model begins to learn the text by heart")
+    elif len(texts) < count:
+        say(f"{len(held_out):,} of {count:,} documents are held out to measure on")
+    else:
+        which = "the text" if count == 1 else f"each of {count} documents"
+        say(f"the last {share:.0%} of {which} is held out to measure on")
+    return texts, held_out
+
+
+def _begun(folder):
+    """The run in the folder, or None; a folder in which a model stands alone is refused."""
+    folder.mkdir(parents=True, exist_ok=True)
+    begun = run.read_run(folder)
+    if begun is None and (folder / "config.json").exists():
+        raise ValueError(
+            f"{folder} holds a model that no run here made: choose another folder, so that it is "
+            "not written over"
+        )
+    checkpoint.check_target(folder)
+    return begun
+
+
+def _vocabulary(folder, texts, n_vocab, say):
+    """The vocabulary of an unfinished run, or a new one learned from the texts."""
+    if (folder / "merges.txt").exists():  # the second of its two files
+        tokenizer = Tokenizer.read(folder)
+        if n_vocab not in (None, tokenizer.n_vocab):
+            raise ValueError(
+                f"{folder} has a vocabulary of {tokenizer.n_vocab} tokens, not of {n_vocab}: "
+                "repeat its n_vocab, or train into another folder"
+            )
+        return tokenizer
+    text = END_OF_TEXT.join(texts)
+    if n_vocab is not None:
+        say(f"learning a vocabulary of {n_vocab:,} tokens")
+        tokenizer = Tokenizer.train(text, n_vocab)
+    else:
+        tokenizer = _suitable_vocabulary(text, say)
+    tokenizer.write(folder)
+    return tokenizer
+
+
+def _suitable_vocabulary(text, say):
+    """As many tokens as the power of two next to the square root of the text's bytes, 512 to 8192;
+    fewer where the text repeats itself so much that it has not the pairs for them."""
+    root = len(text.encode("utf-8", "replace")) ** 0.5
+    n_vocab = int(2 ** np.clip(round(np.log2(root)), 9, 13))
+    while True:
+        say(f"learning a vocabulary of {n_vocab:,} tokens")
+        try:
+            return Tokenizer.train(text, n_vocab)
+        except ValueError:
+            if n_vocab == 257:
+                raise
+        n_vocab = 257 + (n_vocab - 257) // 2
+
+
+def _config(n_vocab, sizes, begun, tokens):
+    """The sizes that were asked for, else those of the run in the folder, else by the text."""
+    layers, width = next(size for limit, size in SIZES.items() if tokens <= limit)
+    chosen = {"n_ctx": 256, "n_embd": width, "n_layer": layers}
+    if begun:
+        chosen = {name: begun["begun"][name] for name in (*chosen, "n_head")}
+    chosen |= sizes | {"n_vocab": n_vocab}
+    chosen.setdefault("n_head", max(1, chosen["n_embd"] // 64))
+    return Config(**chosen)
+
+
+def _settings(planned, model, tokens, window, what, begun, say):
+    """All settings; steps, where nobody gave them, by the size of the text and the machine."""
+    a_step = planned["batch"] * window
+    seconds = _seconds_per_step(model, planned["batch"], window)
+    if "steps" not in planned:
+        steps = max(200, PASSES * tokens // a_step)
+        steps = min(steps, MINUTES * 60 / seconds)
+        digits = 10 ** max(0, int(np.log10(max(1, steps))) - 1)
+        planned["steps"] = max(1, int(steps // digits * digits))  # two digits are enough
+    planned.setdefault("warmup", min(100, planned["steps"] // 10))
+    known = {name: planned[name] for name in Settings.__dataclass_fields__ if name in planned}
+    settings = Settings(**known)
+    step = begun["step"] if begun else 0
+    passes = settings.steps * a_step / tokens
+    say(
+        f"{what}, {settings.steps:,} steps ({passes:.1f} passes), about "
+        f"{duration((settings.steps - step) * seconds)} on this machine"
+    )
+    before = begun["begun"]["steps"] if begun else settings.steps
+    if before < settings.steps:
+        lr = optim.warmup_cosine(step, settings.lr, settings.floor, settings.warmup, settings.steps)
+        say(
+            f"the run was to take {before:,} steps and goes on to {settings.steps:,}: the learning "
+            f"rate follows the schedule of the new number, and is {lr:.2e} at step {step + 1:,}"
+        )
+    return settings
+
+
+def _seconds_per_step(model, batch, window):
+    """One forward and backward of a batch, timed after one that is not."""
+    tokens = np.zeros((batch, min(window, model.config.n_ctx)), np.int64)
+    for _ in range(2):
+        start = time.perf_counter()
+        model.loss_and_grads(tokens, tokens)
+        seconds = time.perf_counter() - start
+    return seconds
+
+
+def _sample(model, tokenizer, length=60):
+    """The beginning of a text, always with the same random numbers."""
+    steps = sample.generate(
+        model,
+        [tokenizer.eot],
+        min(length, model.config.n_ctx),
+        temperature=0.8,
+        stop=tokenizer.eot,
+        rng=np.random.default_rng(0),
+    )
+    return tokenizer.decode([i for step in steps for i in step[0]])
+
+
+# ---- in words -----------------------------------------------------------------------------------
+
+
+def amount(count: float, unit: str) -> str:
+    """A number as people say it: amount(1.1e6, "B") is 1.1 MB, (290e3, " tokens") 290 k tokens."""
+    prefixes = {"G": 1e9, "M": 1e6, "k": 1e3, "": 1}
+    prefix = next((prefix for prefix, size in prefixes.items() if count >= size), "")
+    value = count / prefixes[prefix]
+    digits = 1 if prefix and value < 10 else 0
+    return f"{value:.{digits}f} {prefix}{unit}".replace("  ", " ")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 40 s, 9 min, 2 h 5 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,245 @@
+"""Runs that go on: whatever stops them, what was begun ends as if nothing had."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+import numpygpt
+from numpygpt import data, evaluate, lora, model, ops, train
+from numpygpt.files import plan, run
+from numpygpt.formats import safetensors
+
+TEXT = "The cat sat on the mat. A dog ran to the cat, and the cat ran up a tree.\n" * 60
+WORDS = "red blue green big small old new wet dry hot".split()
+PAIRS = [(f"The {a} {b} cat", f" is {b}.") for a in WORDS for b in WORDS]
+SIZES = {"n_vocab": 270, "n_ctx": 16, "n_embd": 16, "n_head": 2, "n_layer": 1}
+SETTINGS = {"steps": 30, "batch": 2, "lr": 5e-3}
+
+
+@pytest.fixture(scope="module")
+def base():
+    tokenizer = numpygpt.Tokenizer.train(" ".join(x + y for x, y in PAIRS), 280)
+    config = numpygpt.Config(280, 32, 24, 3, 2)
+    gpt = numpygpt.GPT2(config, numpygpt.init(config, np.random.default_rng(0)))
+    gpt.params["wte.weight"] *= 5
+
+    def fresh():
+        params = {name: value.copy() for name, value in gpt.params.items()}
+        return numpygpt.GPT2(config, params), tokenizer, "small"
+
+    return fresh
+
+
+def text_run(folder, settings=SETTINGS, **options):
+    return plan.pretraining(TEXT, folder, sizes=SIZES, settings=settings, **options)
+
+
+def numbers(progress):
+    return progress.number, progress.step and progress.step.loss, progress.measured
+
+
+def weights(folder):
+    return safetensors.read(folder / "model.safetensors")
+
+
+def same(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        np.testing.assert_array_equal(ours[name], value, err_msg=name)
+
+
+def runs(base):
+    """Name -> a function of a folder that begins, or goes on with, such a run."""
+    options = {"settings": SETTINGS | {"batch": 4}}
+    return {
+        "train": text_run,
+        "train --model": lambda folder: plan.pretraining(
+            TEXT, folder, base=base(), settings=SETTINGS
+        ),
+        "finetune": lambda folder: plan.finetuning(PAIRS, folder, base(), **options),
+        "lora": lambda folder: plan.finetuning(PAIRS, folder, base(), rank=3, **options),
+    }
+
+
+@pytest.mark.parametrize("kind", ["train", "train --model", "finetune", "lora"])
+def test_whoever_stops_iterating_goes_on_later_bit_for_bit(base, tmp_path, kind):
+    begin = runs(base)[kind]
+    whole = list(run.resumable(begin(tmp_path / "whole"), evaluate_every=8, save_every=100))
+    assert [one.number for one in whole] == list(range(31))
+    assert [one.number for one in whole if one.measured] == [0, 8, 16, 24, 30]
+    assert [one.ended for one in whole] == [""] * 30 + ["steps"]
+    assert whole[-1].measured["validation"] < whole[0].measured["validation"]
+    seen = {}
+    for stop_at in (5, 8, 23, 99):
+        for one in run.resumable(begin(tmp_path / "parts"), evaluate_every=8, save_every=100):
+            if one.step or not one.number:
+                seen[one.number] = numbers(one)
+            if one.number == stop_at:
+                break
+    assert list(seen.values()) == [numbers(one) for one in whole]
+    rows = [
+        [(row["number"], row["tokens"], row.get("loss"), row.get("validation")) for row in log]
+        for log in (
+            run.read_log(tmp_path / folder / "training.jsonl") for folder in ("whole", "parts")
+        )
+    ]
+    assert rows[0] == rows[1]
+    same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+    (again,) = run.resumable(begin(tmp_path / "parts"))
+    assert (again.number, again.ended, again.step) == (30, "steps", None)
+
+
+def test_the_folder_holds_the_model_of_the_lowest_validation_loss(tmp_path):
+    losses = iter([5.0, 4.0, math.nan, 3.0, 3.5, 3.0, 3.2])
+    begun = text_run(tmp_path / "out")
+    kept, parameters = [], {}
+    begun.measure = lambda: {"validation": next(losses)}
+    keep, begun.keep = begun.keep, lambda: (kept.append(True), keep())
+    for one in run.resumable(begun, evaluate_every=5):
+        parameters[one.number] = {n: p.copy() for n, p in begun.model.params.items()}
+    assert one.best == (15, 3.0)  # the first of two equal ones
+    assert len(kept) == 3
+    saved, _ = numpygpt.load(tmp_path / "out")
+    same(saved.params, parameters[15])
+
+
+def test_patience_ends_a_run_and_it_stays_ended(tmp_path):
+    losses = iter([5.0, 4.0, 4.5, 4.2, 3.0])
+
+    def begin():
+        begun = text_run(tmp_path / "out")
+        begun.measure = lambda: {"validation": next(losses)}
+        return begun
+
+    steps = list(run.resumable(begin(), evaluate_every=5, patience=2))
+    assert (steps[-1].number, steps[-1].ended, steps[-1].best) == (15, "patience", (5, 4.0))
+    (again,) = run.resumable(begin(), evaluate_every=5, patience=2)
+    assert (again.number, again.ended) == (15, "patience")
+    assert list(run.resumable(begin(), evaluate_every=15))[-1].number == 30
+
+
+def test_steps_may_grow_and_the_schedule_is_restated(tmp_path):
+    list(run.resumable(text_run(tmp_path / "out")))
+    said = []
+    longer = text_run(tmp_path / "out", {"steps": 60}, say=said.append)
+    assert longer.settings.batch == 2  # as it was begun
+    assert longer.settings.lr == 5e-3
+    assert longer.settings.warmup == 3
+    assert any("30 steps and goes on to 60" in line for line in said)
+    first, step = (one for one, _ in zip(run.resumable(longer), range(2), strict=False))
+    assert (first.number, step.number) == (30, 31)
+    assert step.step.lr == pytest.approx(5e-3 * (1 + math.cos(math.pi * 27 / 57)) / 2)
+    with pytest.raises(ValueError, match="steps was 60, now 59: it may only grow"):
+        next(run.resumable(text_run(tmp_path / "out", {"steps": 59})))
+    with pytest.raises(ValueError, match="batch was 2, now 3"):
+        next(run.resumable(text_run(tmp_path / "out", {"batch": 3})))
+
+
+def test_what_a_folder_holds_is_not_written_over(base, tmp_path):
+    numpygpt.save(*base()[:2], tmp_path / "mine")
+    with pytest.raises(ValueError, match="a model that no run here made"):
+        text_run(tmp_path / "mine")
+    for _ in run.resumable(plan.finetuning(PAIRS, tmp_path / "out", base(), rank=3)):
+        break
+    for wrong, message in (
+        (lambda: text_run(tmp_path / "out"), "begun from small, not from random weights"),
+        (lambda: plan.finetuning(PAIRS, tmp_path / "out", base()), "LoRA of rank 3"),
+        (
+            lambda: next(run.resumable(plan.finetuning(PAIRS, tmp_path / "out", base(), rank=4))),
+            "rank was 3, now 4",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrong()
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+def test_fine_tuning_is_spoiled_neither_by_nan_nor_by_a_full_disk(
+    base, tmp_path, monkeypatch, rank
+):
+    calls = []
+
+    def bad(*args):
+        calls.append(1)
+        return ops.cross_entropy(*args) * (np.nan if len(calls) == 24 else 1)
+
+    def begin(**table):
+        gpt, tokenizer, name = base()
+        return plan.finetuning(
+            PAIRS, tmp_path / "out", (model.with_ops(gpt, **table), tokenizer, name),
+            rank=rank, settings=SETTINGS,
+        )  # fmt: skip
+
+    options = {"evaluate_every": 10, "save_every": 10}
+    with pytest.raises(train.NonFiniteLoss, match="lower the learning rate"):
+        list(run.resumable(begin(cross_entropy=bad), **options))
+    assert run.read_run(tmp_path / "out")["step"] == 20
+    before = weights(tmp_path / "out")
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            list(run.resumable(begin(), **options))
+    assert run.read_run(tmp_path / "out")["step"] == 20
+    same(weights(tmp_path / "out"), before)
+    assert list(run.resumable(begin(), **options))[-1].number == 30
+
+
+def test_fine_tuning_learns_to_answer_and_to_end(base, tmp_path):
+    """Held-out combinations of words: near 0 exact before, nearly all after."""
+    begun = plan.finetuning(
+        PAIRS, tmp_path / "out", base(), settings={"steps": 300, "lr": 1e-2, "batch": 16}
+    )
+    steps = [one for one in run.resumable(begun, evaluate_every=100) if one.measured]
+    assert steps[0].measured["exact"] == 0
+    assert steps[-1].measured["exact"] >= 0.8
+    assert steps[-1].measured["ended"] >= 0.9
+    assert steps[-1].measured["sample"].endswith("<|endoftext|>")
+    gpt, tokenizer = numpygpt.load(tmp_path / "out")
+    _, held_out = data.hold_out_pairs(PAIRS)
+    assert len(held_out) == 10
+    assert evaluate.pairs(gpt, tokenizer, held_out)["exact match"] == max(
+        one.measured["exact"] for one in steps if one.best[0] == one.number
+    )
+
+
+def test_a_lora_run_saves_the_merged_model(base, tmp_path):
+    begun = plan.finetuning(PAIRS, tmp_path / "out", base(), rank=3, settings=SETTINGS)
+    assert isinstance(begun.model, lora.LoRA)
+    begun.measure = None  # so that the last step is kept
+    list(run.resumable(begun))
+    saved, _ = numpygpt.load(tmp_path / "out")
+    same(saved.params, begun.model.merged().params)
+
+
+def test_what_is_chosen_is_said(tmp_path):
+    said = []
+    chosen = plan.pretraining(TEXT, tmp_path / "out", settings={"steps": 5}, say=said.append)
+    assert any(line.startswith("the last 5% of the text is held out") for line in said)
+    assert any("4.2 kB, " in line and "parameters, 5 steps" in line for line in said)
+    assert chosen.model.config.n_vocab <= 512  # the text has not the pairs for more
+    assert any("windows of" in line for line in said)
+    assert chosen.settings.warmup == 0
+    with pytest.raises(ValueError, match="tokens are too few"):
+        plan.pretraining("A cat.", tmp_path / "other")
+    with pytest.raises(ValueError, match="empty"):
+        plan.pretraining("<|endoftext|>\n", tmp_path / "third")
+
+
+def test_amounts_and_durations_in_words():
+    assert plan.amount(1_100_000, "B") == "1.1 MB"
+    assert plan.amount(290_400, " tokens") == "290 k tokens"
+    assert plan.amount(950, " tokens") == "950 tokens"
+    assert plan.amount(0, "B") == "0 B"
+    assert [plan.duration(s) for s in (40, 540, 7500)] == ["40 s", "9 min", "2 h 5 min"]
+
+
+def test_a_log_row_holds_the_tokens_of_its_step(tmp_path):
+    list(run.resumable(text_run(tmp_path / "out")))
+    rows = [json.loads(x) for x in (tmp_path / "out" / "training.jsonl").read_text("utf-8").split("\n") if x]  # fmt: skip  # noqa: E501
+    assert [row["tokens"] for row in rows] == [0, *[2 * 16] * 30]
