@@ -25,12 +25,14 @@ def test_python_snippets_run_and_print_what_they_say(capsys):
     assert names["grads"].keys() == names["model"].params.keys()
 
 
-def test_the_list_of_files_is_complete_and_true():
-    listed = re.findall(r"^\| `([\w/]+\.py)`", README, flags=re.M)
+def test_the_lists_of_files_and_folders_are_complete_and_true():
     package = ROOT / "numpygpt"
-    there = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
-    assert len(listed) == len(set(listed))
-    assert set(listed) == {name for name in there if not name.endswith("__init__.py")}
+    files = {path.name for path in package.glob("*.py")} - {"__init__.py", "__main__.py"}
+    folders = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    for pattern, there in ((r"\w+\.py", files), (r"\w+/", folders)):
+        listed = re.findall(rf"^\| `({pattern})` \|", README, flags=re.M)
+        assert len(listed) == len(set(listed))
+        assert set(listed) == there
 
 
 def test_ci_runs_the_test_command_of_the_readme():

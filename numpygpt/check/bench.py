@@ -29,6 +29,7 @@ from numpygpt import memory, optim, sample, train
 from numpygpt.bpe import Tokenizer
 from numpygpt.draft import prompt_lookup
 from numpygpt.files import checkpoint
+from numpygpt.files.atomic import writing
 from numpygpt.look import analyze
 from numpygpt.model import GPT2, Config, init
 
@@ -381,9 +382,8 @@ HEADING = f"{'work':<42}{'median':>12} {'unit':<9}{'least .. most':>22}{'ratio':
 
 def write_json(path, rows) -> None:
     """The rows as a JSON list, written whole or not at all."""
-    partial = Path(f"{path}.part")
-    partial.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
-    os.replace(partial, path)
+    with writing(path) as file:
+        file.write(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
 
 
 class Torch:

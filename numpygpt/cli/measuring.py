@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-from pathlib import Path
 
 from numpygpt.cli.models import load
 from numpygpt.cli.shell import MODEL, positive, say
@@ -50,6 +49,7 @@ def verify_command(args):
 
     from numpygpt.check import published
     from numpygpt.check.published.measure import Subject
+    from numpygpt.files import atomic
 
     model, tokenizer, name, folder = _to_verify(args)
     rows = [row for row in published.rows(name) if not args.only or row["id"] in args.only]
@@ -68,7 +68,8 @@ def verify_command(args):
     bar.close()
     if args.json:
         fields = [dataclasses.asdict(result) for result in results]
-        Path(args.json).write_text(json.dumps(fields, indent=1), encoding="utf-8")
+        with atomic.writing(args.json) as file:
+            file.write(json.dumps(fields, indent=1) + "\n")
     say(published.summary(results))
     verdicts = {result.verdict for result in results}
     return 0 if "pass" in verdicts and "FAIL" not in verdicts else 1

@@ -26,6 +26,7 @@ from numpygpt.course.assignment import (
     mistaken,
     right_answer,
 )
+from numpygpt.files.atomic import writing
 
 # Gaps relative to the largest number of an array. Correct code stays below 1e-6 in float32 and
 # 1e-13 in float64, where a constant copied with 8 digits may pass.
@@ -350,17 +351,15 @@ def write_gradescope(results: list[Result], path: str | os.PathLike):
         }
         for r in results
     ]
-    part = Path(f"{path}.part")
-    part.write_text(json.dumps({"tests": tests}, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    with writing(path) as file:
+        file.write(json.dumps({"tests": tests}, indent=1) + "\n")
 
 
 def write_starter(path: str | os.PathLike):
     """The file a student begins with: every signature, nothing done. Raises ValueError where there
     is a file already."""
     text = (Path(__file__).parent / "starter.py.txt").read_text(encoding="utf-8")
-    try:
-        with open(path, "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise ValueError(f"{path} exists already: give the starter another name") from None
+    if os.path.lexists(path):
+        raise ValueError(f"{path} exists already: give the starter another name")
+    with writing(path) as file:
+        file.write(text)

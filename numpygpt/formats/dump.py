@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from numpygpt.files.atomic import writing
 from numpygpt.formats import safetensors
 
 UNREADABLE = (
@@ -111,7 +112,8 @@ def write(path: str | os.PathLike, arrays: dict[str, np.ndarray], model: str = "
     if str(path).endswith(".safetensors"):
         safetensors.write(path, arrays, {"model": model})
     elif str(path).endswith(".npz"):
-        np.savez(path, **arrays, model=np.array(model))
+        with writing(path, binary=True) as file:
+            np.savez(file, **arrays, model=np.array(model))
     else:
         raise ValueError(f"{path} should end in .npz or .safetensors")
 

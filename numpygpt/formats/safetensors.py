@@ -14,6 +14,7 @@ import os
 
 import numpy as np
 
+from numpygpt.files.atomic import writing
 from numpygpt.formats import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the official reader
@@ -56,20 +57,9 @@ def write(
     """
     arrays = {name: _little_endian(name, array) for name, array in arrays.items()}
     header = _header(arrays, metadata)
-    folder, base = os.path.split(os.path.abspath(path))
-    partial = os.path.join(folder, f".{base}.part")  # the same after a kill: written over
-    try:
-        with open(partial, "wb") as file:
-            file.write(len(header).to_bytes(8, "little") + header)
-            file.writelines(array.reshape(-1).view(np.uint8) for array in arrays.values())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:  # Ctrl-C too: no half file stays behind
-        if os.path.exists(partial):
-            os.remove(partial)
-        raise
-    _sync_folder(folder)
+    with writing(path, binary=True) as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.writelines(array.reshape(-1).view(np.uint8) for array in arrays.values())
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -236,13 +226,3 @@ def _header(arrays, metadata):
     # The data begins at a multiple of 64, a line of the processor's cache, as the weights of GPT-2
     # then all do: where rows straddled two lines, decoding four rows at once took a tenth longer.
     return text + b" " * (-(len(text) + 8) % 64)
-
-
-def _sync_folder(folder):
-    """Make the new name survive a power cut. Windows cannot open a folder, and need not."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -9,11 +9,14 @@ said by sides or by numbers, lines by their dashes. What is masked is hatched: t
 
 import functools
 import io
+import os
 import unicodedata
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+
+from numpygpt.files.atomic import writing
 
 SHADES = "Blues"  # light is little, dark is much
 BLUE, ORANGE, GREY = "#0b559f", "#c8590b", "0.55"  # of different lightness
@@ -38,7 +41,9 @@ def _png(fig):
 
 def save(fig, path) -> None:
     """Write the figure; the format is that of the path's ending, PNG or SVG for instance."""
-    fig.savefig(path)
+    kind = os.path.splitext(path)[1].removeprefix(".").lower() or "png"
+    with writing(path, binary=True) as file:
+        fig.savefig(file, format=kind)
 
 
 # ---- tokens as people read them -----------------------------------------------------------------
