@@ -1,4 +1,16 @@
-"""Between text and token ids: encode, decode, show the work, and learn the merges."""
+"""Between text and token ids: encode, decode, show the work, and learn the merges.
+
+A text is cut into words by one pattern, a word into its bytes, and neighbours are joined, pair by
+pair, in the order in which the pairs were learned:
+
+    "Hi there"  ->  "Hi", " there"  ->  H i, Ġ t h e r e  ->  Hi, Ġthere  ->  17250, 612
+
+    >>> Tokenizer.gpt2().encode("Hi there")
+    [17250, 612]
+
+First come the obvious ways; "the same ids, sooner" and how merges are learned come after them.
+Sources: Sennrich et al. 2016 (byte-pair encoding); Radford et al. 2019, 2.2 (over bytes).
+"""
 
 import codecs
 import heapq
@@ -13,23 +25,15 @@ from pathlib import Path
 import regex
 
 END_OF_TEXT = "<|endoftext|>"
-SHORT = 40  # bytes; to merge words below this length, a plain search is faster
-CACHE_SIZE = 2**21  # characters remembered, and 16 more for each word, before starting afresh
 
-# GPT-2's own pattern (openai/gpt-2, src/encoder.py). A run of letters, of digits or of anything
-# else takes one space before it along; longer white space keeps all but its last character.
+# Where GPT-2 cuts a text (openai/gpt-2, src/encoder.py). At each place the first line that fits:
 PATTERN = regex.compile(
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-)
-# Splitting is half of encoding, and `re`, which knows no \p{L}, is twice as fast as `regex`. So
-# `re` cuts first: where all is ASCII as PATTERN does, and elsewhere into stretches that end before
-# white space, where PATTERN cuts as well; it is left with those stretches, each of them once.
-SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # PATTERN's \s
-OTHER = r"\x00-\x08\x0e-\x1f!-/:-@\[-`{-\x7f"  # ASCII but no space, letter or digit
-BEYOND = r"\x80-\U0010ffff"
-STRETCHES = re.compile(
-    rf"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+(?![A-Za-z{BEYOND}])| ?[0-9]+(?![0-9{BEYOND}])"
-    rf"| ?[{OTHER}]+(?![{OTHER}{BEYOND}])| ?[^{SPACE}]+|[{SPACE}]+(?![^{SPACE}])|[{SPACE}]+"
+    r"'s|'t|'re|'ve|'m|'ll|'d"  # the endings of it's, don't, we're, ...: in small letters, with '
+    r"| ?\p{L}+"  # letters, of any script, with the one space before them
+    r"| ?\p{N}+"  # digits and other numerals, with the space before them
+    r"| ?[^\s\p{L}\p{N}]+"  # anything else but white space: punctuation, emoji, with the space
+    r"|\s+(?!\S)"  # white space, less its last character if something follows, which may take it
+    r"|\s+"  # that last character where nothing took it, as a newline or a tab
 )
 SPECIAL = re.compile(r"<.+>|\[.+\]")
 
@@ -49,6 +53,30 @@ def byte_symbols() -> dict[int, str]:
 def pre_tokens(text: str) -> list[str]:
     """The text cut into the pieces that no merge crosses; joined they are the text again."""
     return PATTERN.findall(text)
+
+
+def merge(symbols: Iterable, ranks: dict, made: list) -> list:
+    """Join neighbours, pair by pair, always the pair that was learned first, until none is known.
+
+    ranks: pair -> its rank, 0 for the first learned. made: rank -> what the pair becomes. Of equal
+    pairs the leftmost goes first. With the letters of " lower", where "Ġ" stands for a space:
+
+    >>> pairs = [("l", "o"), ("Ġ", "lo"), ("lo", "w"), ("e", "r")]
+    >>> ranks = {pair: rank for rank, pair in enumerate(pairs)}
+    >>> merge("Ġlower", ranks, ["lo", "Ġlo", "low", "er"])
+    ['Ġlo', 'w', 'er']
+
+    Ġ l o w e r  becomes  Ġ lo w e r  (rank 0), then  Ġlo w e r  (rank 1). That ends "lo w", rank 2:
+    its "lo" is gone. Last comes  Ġlo w er  (rank 3).
+    """
+    symbols, none = list(symbols), len(made)
+    while True:
+        found = [ranks.get(pair, none) for pair in pairwise(symbols)]
+        first = min(found, default=none)
+        if first == none:
+            return symbols
+        i = found.index(first)
+        symbols[i : i + 2] = [made[first]]
 
 
 def documents(text: str, end: str = END_OF_TEXT) -> list[str]:
@@ -238,53 +266,10 @@ class Tokenizer:
         whole = self._whole.get(data)
         if whole is not None:  # as are half of all distinct words
             return (whole,)
-        return self._merge_short(data) if len(data) < SHORT else self._merge(data)[0]
-
-    def _merge_short(self, data):
-        """What _merge returns first; up to SHORT bytes faster, however plainly it searches."""
-        rank, made, byte_ids, none = self._ranks.get, self._made, self._byte_ids, len(self._made)
-        ids = [byte_ids[byte] for byte in data]
-        ids.append(None)  # pairs with nothing; stands after the last and, at -1, before the first
-        ranks = [rank(pair, none) for pair in pairwise(ids)]
-        while (lowest := min(ranks)) < none:
-            i = ranks.index(lowest)
-            ids[i] = new = made[lowest]
-            del ids[i + 1], ranks[i]
-            ranks[i] = rank((new, ids[i + 1]), none)
-            ranks[i - 1] = rank((ids[i - 1], new), none)
-        ids.pop()
-        return ids
-
-    def _merge(self, data):
-        """Bytes to ids, and (rank, where its left part starts) for every merge in order.
-
-        Always the lowest rank, of equals the leftmost. GPT-2's code looks at all pairs before each
-        merge; here pairs wait in order and symbols are linked, so that n bytes cost n log n.
-        """
-        n, rank = len(data), self._ranks.get
         ids = [self._byte_ids[byte] for byte in data]
-        after, before = list(range(1, n + 1)), list(range(-1, n))
-        # A pair waits as rank * n + start. Sorting the first ones and a heap for those that merges
-        # make is faster than a heap for all.
-        first = [r * n + i for i, pair in enumerate(pairwise(ids)) if (r := rank(pair)) is not None]
-        first.sort(reverse=True)
-        ids.append(None)  # the neighbour of both ends: at n, and, being the last, at -1
-        heap, steps = [], []
-        while first or heap:
-            later = not first or (heap and heap[0] < first[-1])
-            r, i = divmod(heapq.heappop(heap) if later else first.pop(), n)
-            j = after[i]
-            if rank((ids[i], ids[j])) != r:  # one of the two has been merged since
-                continue
-            steps.append((r, i))
-            ids[i], ids[j] = self._made[r], None
-            h, k = before[i], after[j]
-            after[i], before[k] = k, i
-            if (r := rank((ids[h], ids[i]))) is not None:
-                heapq.heappush(heap, r * n + h)
-            if (r := rank((ids[i], ids[k]))) is not None:
-                heapq.heappush(heap, r * n + i)
-        return [i for i in ids if i is not None], steps
+        if len(data) < SHORT:
+            return merge(ids, self._ranks, self._made)
+        return merge_long(ids, self._ranks, self._made)[0]
 
     def show_work(self, text: str, allowed_special: Collection[str] = ()) -> list[dict]:
         """How encode gets from the text to its ids: one dict for each pre-token.
@@ -296,7 +281,11 @@ class Tokenizer:
         for position, piece in enumerate(self._split(text, allowed_special)):
             for word in [piece] if position % 2 else pre_tokens(piece):
                 data = word.encode("utf-8")
-                ids, steps = ([self.special[word]], []) if position % 2 else self._merge(data)
+                if position % 2:
+                    ids, steps = [self.special[word]], []
+                else:
+                    ids = [self._byte_ids[byte] for byte in data]
+                    ids, steps = merge_long(ids, self._ranks, self._made)
                 merges = [{"rank": r, "pair": self.merges[r], "at": i} for r, i in steps]
                 tokens = [self.tokens[i] for i in ids]
                 work.append(
@@ -354,6 +343,57 @@ def _well_formed(text):
     return text
 
 
+# ---- the same ids, sooner -----------------------------------------------------------------------
+#
+# Words are remembered with their ids; most others are a token as a whole; short ones are merged in
+# the obvious way, and long ones with a heap.
+
+SHORT = 40  # bytes: below this length the obvious way is faster
+CACHE_SIZE = 2**21  # characters remembered, and 16 more for each word, before starting afresh
+
+# Splitting is half of encoding, and `re`, which knows no \p{L}, is twice as fast as `regex`. So
+# `re` cuts first: where all is ASCII as PATTERN does, and elsewhere into stretches that end before
+# white space, where PATTERN cuts as well; it is left with those stretches, each of them once.
+SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # PATTERN's \s
+OTHER = r"\x00-\x08\x0e-\x1f!-/:-@\[-`{-\x7f"  # ASCII but no space, letter or digit
+BEYOND = r"\x80-\U0010ffff"
+STRETCHES = re.compile(
+    rf"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+(?![A-Za-z{BEYOND}])| ?[0-9]+(?![0-9{BEYOND}])"
+    rf"| ?[{OTHER}]+(?![{OTHER}{BEYOND}])| ?[^{SPACE}]+|[{SPACE}]+(?![^{SPACE}])|[{SPACE}]+"
+)
+
+
+def merge_long(ids: list[int], ranks: dict, made: list) -> tuple[list[int], list]:
+    """What `merge` returns, and (rank, where the left part began) for every merge in order.
+
+    `merge` looks at all pairs before each step, which takes n^2 for n bytes; here pairs wait in
+    order and symbols are linked, so that it takes n log n.
+    """
+    n, rank = len(ids), ranks.get
+    ids = [*ids, None]  # None is the neighbour of both ends: it stands at n and, being last, at -1
+    after, before = list(range(1, n + 1)), list(range(-1, n))
+    # A pair waits as rank * n + start. Sorting the first ones and a heap for those that merges
+    # make is faster than a heap for all.
+    first = [r * n + i for i, pair in enumerate(pairwise(ids)) if (r := rank(pair)) is not None]
+    first.sort(reverse=True)
+    heap, steps = [], []
+    while first or heap:
+        later = not first or (heap and heap[0] < first[-1])
+        r, i = divmod(heapq.heappop(heap) if later else first.pop(), n)
+        j = after[i]
+        if rank((ids[i], ids[j])) != r:  # one of the two has been merged since
+            continue
+        steps.append((r, i))
+        ids[i], ids[j] = made[r], None
+        h, k = before[i], after[j]
+        after[i], before[k] = k, i
+        if (r := rank((ids[h], ids[i]))) is not None:
+            heapq.heappush(heap, r * n + h)
+        if (r := rank((ids[i], ids[k]))) is not None:
+            heapq.heappush(heap, r * n + i)
+    return [i for i in ids if i is not None], steps
+
+
 def tokens_spelling_themselves(byte_ids, ranks, made) -> set[int]:
     """The ids whose bytes, merged, give that one id: of a learned vocabulary, all.
 
@@ -378,6 +418,9 @@ def tokens_spelling_themselves(byte_ids, ranks, made) -> set[int]:
         if safe:
             whole.add(new)
     return whole
+
+
+# ---- learning the merges ------------------------------------------------------------------------
 
 
 def learn_merges(words: dict[str, int], n_merges: int) -> list[tuple[str, str]]:
@@ -437,6 +480,9 @@ def joined(row: list[int], pair: tuple[int, int], new: int) -> list[int]:
         result.append(new if match else row[i])
         i += 2 if match else 1
     return result
+
+
+# ---- files --------------------------------------------------------------------------------------
 
 
 def read_tokens(path: Path) -> list[str]:

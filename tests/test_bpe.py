@@ -1,18 +1,28 @@
 """Text to ids and back: against tiktoken's and tokenizers' ids, and by properties."""
 
 import base64
+import doctest
 import gzip
 import hashlib
 import json
 import random
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from numpygpt import bpe
-from numpygpt.bpe import END_OF_TEXT, STRETCHES, Tokenizer, byte_symbols, pre_tokens
+from numpygpt.bpe import (
+    END_OF_TEXT,
+    SHORT,
+    STRETCHES,
+    Tokenizer,
+    byte_symbols,
+    merge,
+    merge_long,
+    pre_tokens,
+)
+from numpygpt.plain import encode as encode_plainly
 
 GOLDEN = Path(__file__).parent / "golden"
 NASTY = json.loads(gzip.decompress((GOLDEN / "bpe_nasty.json.gz").read_bytes()))
@@ -33,19 +43,16 @@ def small(*merges, special=()):
     return Tokenizer([*byte_symbols().values(), *joined, *special], pairs, special)
 
 
-def plainly_merged(tokenizer, data):
-    """GPT-2's own procedure: the lowest pair, wherever it occurs from the left; then again."""
-    symbols = byte_symbols()
-    row = [symbols[byte] for byte in data]
-    ranks = {pair: rank for rank, pair in enumerate(tokenizer.merges)}
-    while pairs := ranks.keys() & set(pairwise(row)):
-        lowest, result = min(pairs, key=ranks.get), []
-        while row:
-            n = 2 if tuple(row[:2]) == lowest else 1
-            result.append("".join(row[:n]))
-            row = row[n:]
-        row = result
-    return [tokenizer.tokens.index(symbol) for symbol in row]
+def plainly_encoded(tokenizer, text):
+    vocab = {token: i for i, token in enumerate(tokenizer.tokens)}
+    return encode_plainly(text, vocab, tokenizer.merges)
+
+
+def merged(tokenizer, data, function=merge_long):
+    """The ids of bytes that are one word, by the function of bpe.py."""
+    ids = [tokenizer._byte_ids[byte] for byte in data]
+    found = function(ids, tokenizer._ranks, tokenizer._made)
+    return found[0] if function is merge_long else found
 
 
 # The official vocabulary
@@ -174,8 +181,9 @@ def test_any_vocabulary_merges_as_gpt2_does(seed):
     tokenizer = small(*merges)
     words = [*symbols, *("".join(rng.choices("abc", k=k)) for k in range(1, 90))]
     for word in words:
-        assert tokenizer.encode(word) == plainly_merged(tokenizer, word.encode()), word
-        assert tokenizer._merge(word.encode())[0] == tokenizer._merge_short(word.encode())
+        assert tokenizer.encode(word) == plainly_encoded(tokenizer, word), word
+        long = merged(tokenizer, word.encode())
+        assert long == merged(tokenizer, word.encode(), merge)
 
 
 def test_a_token_that_merging_never_reaches_is_not_used():
@@ -186,15 +194,15 @@ def test_a_token_that_merging_never_reaches_is_not_used():
 
 def test_a_token_may_be_made_in_two_ways():
     tokenizer = small("b c", "a b", "ab c", "a bc", "abc d")
-    assert tokenizer.encode("abcd") == plainly_merged(tokenizer, b"abcd") == [259]
+    assert tokenizer.encode("abcd") == plainly_encoded(tokenizer, "abcd") == [259]
     tokenizer = small("a b", "b c", "c d", "ab c", "a bc", "abc d")
-    assert tokenizer.encode("abcd") == plainly_merged(tokenizer, b"abcd") == [256, 258]
+    assert tokenizer.encode("abcd") == plainly_encoded(tokenizer, "abcd") == [256, 258]
 
 
 def test_all_official_tokens_spell_themselves(gpt2):
     assert sorted(gpt2._whole.values()) == list(range(50256))
     for i in random.Random(3).sample(range(50256), 2000):
-        assert gpt2._merge(gpt2.decode_bytes([i]))[0] == [i]
+        assert merged(gpt2, gpt2.decode_bytes([i])) == [i]
 
 
 @pytest.mark.parametrize("alphabet", ["a", "abcdefghijklmnopqrstuvwxyz", "ab", "é"])
@@ -209,7 +217,7 @@ def test_work_grows_with_the_length_and_not_with_its_square(alphabet, monkeypatc
 
     tokenizer = Tokenizer.gpt2()
     tokenizer._ranks = Counting(tokenizer._ranks)
-    monkeypatch.setattr(Tokenizer, "_merge_short", lambda self, data: short.append(data))
+    monkeypatch.setattr(bpe, "merge", lambda *arguments: short.append(arguments))
     counts = {}
     for n in (2_000, 20_000):
         lookups.clear()
@@ -227,7 +235,7 @@ def test_the_cache_is_bounded(monkeypatch):
     largest = 0
     for _ in range(60):
         text = " ".join("".join(rng.choices("abé", k=rng.randint(1, 70))) for _ in range(20))
-        expected = [i for word in pre_tokens(text) for i in fresh._merge(word.encode())[0]]
+        expected = [i for word in pre_tokens(text) for i in merged(fresh, word.encode())]
         assert tokenizer.encode(text) == expected
         size = sum(len(word) + 16 for word in tokenizer._cache)
         assert size == tokenizer._cached <= 3000
@@ -310,6 +318,35 @@ def test_stream_loses_nothing(gpt2):
         assert "".join(gpt2.decode_stream(ids)) == gpt2.decode(ids)
 
 
+# The obvious way
+
+
+def test_the_examples_in_the_docstrings():
+    found = doctest.testmod(bpe)
+    assert found.attempted >= 4 and not found.failed
+
+
+def test_merging_without_a_known_pair_and_without_symbols():
+    assert merge("xyz", {("x", "z"): 0}, ["xz"]) == ["x", "y", "z"]
+    assert merge("", {("x", "z"): 0}, ["xz"]) == []
+    assert merge("aaaa", {("a", "a"): 0}, ["aa"]) == ["aa", "aa"]
+    assert merge("aaa", {("a", "a"): 0}, ["aa"]) == ["aa", "a"]  # the leftmost
+
+
+def test_short_and_long_words_take_different_ways(gpt2, monkeypatch):
+    taken = []
+    for name in ("merge", "merge_long"):
+        function = getattr(bpe, name)
+        monkeypatch.setattr(
+            bpe, name, lambda *a, n=name, f=function: taken.append((n, len(a[0]))) or f(*a)
+        )
+    tokenizer = Tokenizer.gpt2()
+    for n in (2, SHORT - 1, SHORT, SHORT + 1):
+        tokenizer.encode(("zq" * n)[:n])
+    assert taken == [("merge", 2), ("merge", SHORT - 1), ("merge_long", SHORT),
+                     ("merge_long", SHORT + 1)]  # fmt: skip
+
+
 # Showing the work
 
 
@@ -352,11 +389,11 @@ def test_work_leads_to_the_ids(gpt2):
         assert [i for word in work for i in word["ids"]] == plain
         for word in work:
             row = {at: symbols[byte] for at, byte in enumerate(word["bytes"])}
-            for merge in word["merges"]:
-                left, right = merge["pair"]
-                assert row[merge["at"]] == left and gpt2.merges[merge["rank"]] == (left, right)
-                assert row.pop(min(at for at in row if at > merge["at"])) == right
-                row[merge["at"]] = left + right
+            for step in word["merges"]:
+                left, right = step["pair"]
+                assert row[step["at"]] == left and gpt2.merges[step["rank"]] == (left, right)
+                assert row.pop(min(at for at in row if at > step["at"])) == right
+                row[step["at"]] = left + right
             assert list(row.values()) == word["tokens"] == [gpt2.tokens[i] for i in word["ids"]]
 
 
@@ -393,7 +430,7 @@ def test_no_token_is_learned_twice_and_all_spell_themselves():
     assert len(set(tokenizer.tokens)) == 700
     assert tokenizer.special == {"<end>": 699} and tokenizer.eot is None
     for i in range(699):
-        assert tokenizer._merge(tokenizer.decode_bytes([i]))[0] == [i]
+        assert merged(tokenizer, tokenizer.decode_bytes([i])) == [i]
     assert sorted(tokenizer._whole.values()) == list(range(699))
 
 
