@@ -19,6 +19,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -35,7 +36,9 @@ PATTERN = regex.compile(
     r"|\s+(?!\S)"  # white space, less its last character if something follows, which may take it
     r"|\s+"  # that last character where nothing took it, as a newline or a tab
 )
-SPECIAL = re.compile(r"<.+>|\[.+\]")
+WORD = regex.compile(r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u200c\u200d]")  # what a word is made of
+WHITE = regex.compile(r"\s*")
+SPACES = "".join(regex.findall(r"\s", "".join(map(chr, range(0x3001)))))  # \x1c is not among them
 
 
 def byte_symbols() -> dict[int, str]:
@@ -90,16 +93,51 @@ def documents(text: str, end: str = END_OF_TEXT) -> list[str]:
     return [part for part in parts if part]
 
 
+@dataclass(frozen=True)
+class Special:
+    """A token of its own, found in a text before the text is cut into words; no merge makes it.
+
+    lstrip, rstrip: it takes the white space on that side along. single_word: it counts only where
+    no letter, digit or "_" touches it. late: it is looked for in what the others leave. hidden: a
+    text that is made is shown without it, as an end is, but a word that was added is not.
+    Source: huggingface/tokenizers, `AddedToken`, where late is `normalized` and hidden `special`.
+    """
+
+    text: str
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    late: bool = False
+    hidden: bool = True
+
+
 class Tokenizer:
     """Byte-level BPE as in GPT-2: any text to ids and back, nothing ever unknown.
 
-    `n_vocab` is the number of ids, `tokens` their spellings by id, `merges` the pairs of spellings
-    in the order learned, `special` a dict of the special tokens to their ids, and `eot` the id of
-    <|endoftext|>, or None where there is no such token.
+    tokens: the spellings by id, n_vocab of them. merges: pairs of spellings in the order learned.
+    special: a dict of the special tokens to their ids; rules: to their `Special`. roles: what some
+    of them are for, as "eos_token": "<|endoftext|>". eot: the id that ends a document, and bos the
+    one that begins a text, or None. ends: the ids after which the model has no more to say. before:
+    ids that stand before every text. prefix_space: a space is put before plain text that has none.
+    words: False where merges cross words, as the text is not cut into any.
     """
 
-    def __init__(self, tokens: Iterable[str], merges: Iterable[tuple], special: Iterable[str]):
-        """Raises ValueError where tokens, merges and special tokens do not fit together."""
+    def __init__(
+        self,
+        tokens: Iterable[str],
+        merges: Iterable[tuple],
+        special: Iterable["str | Special"] = (),
+        *,
+        roles: dict[str, str] | None = None,
+        ends: Collection[int] | None = None,
+        before: Collection[int] = (),
+        prefix_space: bool = False,
+        words: bool = True,
+    ):
+        """roles: by default <|endoftext|>, if it is special, ends and begins. ends: by default eot.
+
+        Raises ValueError where tokens, merges and special tokens do not fit together.
+        """
         self.tokens = list(tokens)
         self.n_vocab = len(self.tokens)
         ids = {token: i for i, token in enumerate(self.tokens)}
@@ -109,12 +147,19 @@ class Tokenizer:
         symbols = byte_symbols()
         if missing := symbols.values() - ids.keys():
             raise ValueError(f"The vocabulary lacks the byte symbols {sorted(missing)}.")
-        self.special = {}
-        for token in special:
-            if token not in ids or not SPECIAL.fullmatch(token):
-                raise ValueError(f"The special token {token!r} is missing, or not <...> or [...].")
-            self.special[token] = ids[token]
-        self.eot = self.special.get(END_OF_TEXT)
+        self.special, self.rules = {}, {}
+        for rule in special:
+            rule = Special(rule) if isinstance(rule, str) else rule
+            if not rule.text or rule.text not in ids:
+                raise ValueError(f"The special token {rule.text!r} is not in the vocabulary.")
+            self.special[rule.text], self.rules[rule.text] = ids[rule.text], rule
+        if roles is None:
+            roles = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+            roles = roles if END_OF_TEXT in self.special else {}
+        self.roles = dict(roles)
+        self.eot, self.bos = (ids.get(self.roles.get(name)) for name in ("eos_token", "bos_token"))
+        self.ends = tuple(ends if ends is not None else [] if self.eot is None else [self.eot])
+        self.before, self.prefix_space, self.words = tuple(before), prefix_space, words
         self._byte_ids = [ids[symbols[byte]] for byte in range(256)]
         self._bytes = [None] * self.n_vocab  # id -> the bytes it stands for
         for byte, i in enumerate(self._byte_ids):
@@ -123,17 +168,17 @@ class Tokenizer:
         for left, right in merges:
             self._add_merge(left, right, ids)
         self.merges = [(self.tokens[left], self.tokens[right]) for left, right in self._ranks]
-        for token, i in self.special.items():
-            self._bytes[i] = token.encode("utf-8")
-        if None in self._bytes:
-            i = self._bytes.index(None)
-            raise ValueError(
-                f"The token {self.tokens[i]!r} (id {i}) is neither a byte, nor made by a merge, "
-                "nor a special token such as <|endoftext|>: are merges missing?"
-            )
+        self._check_all_are_made(ids)
+        byte_of = {symbol: byte for byte, symbol in symbols.items()}
+        for i, token in enumerate(self.tokens):
+            if self._bytes[i] is None:
+                is_spelled = token not in self.special and byte_of.keys() >= set(token)
+                data = bytes(byte_of[symbol] for symbol in token) if is_spelled else token.encode()
+                self._bytes[i] = data
         whole = tokens_spelling_themselves(self._byte_ids, self._ranks, self._made)
         self._whole = {self._bytes[i]: i for i in whole}
         self._cache, self._cached = {}, 0  # stretch -> ids; how much of CACHE_SIZE is used
+        self._patterns = {}  # special tokens that are allowed -> what finds them
 
     def __repr__(self):
         special = ", ".join(f"{token} = {i}" for token, i in self.special.items()) or "none"
@@ -159,6 +204,26 @@ class Tokenizer:
         self._made.append(new)
         self._bytes[new] = self._bytes[pair[0]] + self._bytes[pair[1]]
 
+    def _check_all_are_made(self, ids):
+        """A token that no merge makes, though two others spell it: a merge is missing.
+
+        Others that no merge makes, such as "<pad>" in a vocabulary that no file says is special,
+        are harmless: text never becomes them. `unmade` lists them.
+        """
+        made = {i for i, data in enumerate(self._bytes) if data is not None}
+        self.unmade = [
+            token
+            for i, token in enumerate(self.tokens)
+            if i not in made and token not in self.special
+        ]
+        for token in self.unmade:
+            halves = ((token[:n], token[n:]) for n in range(1, len(token)))
+            if any(ids.get(left) in made and ids.get(right) in made for left, right in halves):
+                raise ValueError(
+                    f"The token {token!r} (id {ids[token]}) is neither a byte, nor made by a "
+                    "merge, nor a special token such as <|endoftext|>: are merges missing?"
+                )
+
     @classmethod
     def gpt2(cls) -> "Tokenizer":
         """The official vocabulary of 50,257 tokens, derived from the merges in this package."""
@@ -173,13 +238,16 @@ class Tokenizer:
         The special token ends a document wherever it stands (see `documents`) and is not learned
         from. Raises ValueError where n_vocab is below 257 or more than the text has pairs for.
         """
+        if not special:
+            raise ValueError("The special token must not be empty.")
         if n_vocab < 257:
             raise ValueError(f"n_vocab is {n_vocab}, but 256 bytes and {special} need 257.")
         texts = documents(_well_formed(text), special)
         words = Counter(chain.from_iterable(map(pre_tokens, texts)))
         merges = learn_merges(words, n_vocab - 257)
         tokens = [*byte_symbols().values(), *map("".join, merges), special]
-        return cls(tokens, merges, [special])
+        roles = dict.fromkeys(("bos_token", "eos_token", "unk_token"), special)
+        return cls(tokens, merges, [special], roles=roles)
 
     @classmethod
     def read(cls, folder: str | Path) -> "Tokenizer":
@@ -199,7 +267,7 @@ class Tokenizer:
             )
         tokens = read_tokens(folder / names[0])
         merges = read_merges(folder / names[1])
-        special = dict.fromkeys(filter(SPECIAL.fullmatch, tokens))
+        special = dict.fromkeys(filter(re.compile(r"<.+>|\[.+\]").fullmatch, tokens))
         for pair in merges:
             special.pop("".join(pair), None)
         try:
@@ -223,31 +291,80 @@ class Tokenizer:
                 os.fsync(file.fileno())
             os.replace(folder / f"{name}.part", folder / name)
 
-    def encode(self, text: str, allowed_special: Collection[str] = ()) -> list[int]:
+    def encode(
+        self, text: str, allowed_special: Collection[str] = (), begins: bool = True
+    ) -> list[int]:
         """The ids of a text.
 
-        A special token in the text is plain text, unless allowed_special names it. Lone surrogates
-        become U+FFFD and surrogate pairs the character they mean, as in tiktoken. Raises TypeError
-        for anything but a str, ValueError for special tokens that this vocabulary does not have.
+        A special token in the text is plain text, unless allowed_special names it: with
+        `allowed_special=tokenizer.special` the ids are those of transformers. begins: False for a
+        text that goes on where another ended, which gets neither `before` nor a prefix space. Lone
+        surrogates become U+FFFD and surrogate pairs the character they mean, as in tiktoken.
+
+        Raises TypeError for anything but a str, ValueError for special tokens that this vocabulary
+        does not have.
         """
-        ids = []
-        for position, piece in enumerate(self._split(text, allowed_special)):
-            ids.extend([self.special[piece]] if position % 2 else self._encode_plain(piece))
+        ids = list(self.before) if begins else []
+        for piece, i in self._split(text, allowed_special, begins):
+            ids.extend(self._encode_plain(piece) if i is None else [i])
         return ids
 
-    def _split(self, text, allowed_special):
-        """Pieces of plain text, with the special tokens that stand between them: odd positions."""
+    def _split(self, text, allowed_special, begins):
+        """Pieces of plain text, None with each, and special tokens, each with its id."""
         if isinstance(allowed_special, str):
             raise TypeError(f"allowed_special must be a set of tokens: {{{allowed_special!r}}}.")
         if unknown := sorted(set(allowed_special) - self.special.keys()):
             raise ValueError(f"{unknown} are no special tokens here; {list(self.special)} are.")
         text = _well_formed(text)
-        if not allowed_special:
-            return [text]
-        longest_first = sorted(allowed_special, key=len, reverse=True)
-        return re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
+        pieces = [(text, None)] if text else []
+        for pattern in self._patterns_of(frozenset(allowed_special)):
+            pieces = [
+                new
+                for piece, i in pieces
+                for new in (self._find(pattern, piece) if i is None else [(piece, i)])
+            ]
+        if self.prefix_space:  # before plain text that follows a special token as well
+            pieces = [
+                (f" {piece}" if i is None and (begins or n) and piece[0] != " " else piece, i)
+                for n, (piece, i) in enumerate(pieces)
+            ]
+        return pieces
+
+    def _patterns_of(self, allowed):
+        """Two patterns, of the tokens found first and of the late ones, those that there are."""
+        if allowed not in self._patterns:
+            longest_first = sorted(allowed, key=len, reverse=True)
+            turns = [
+                [t for t in longest_first if self.rules[t].late is late] for late in (False, True)
+            ]
+            self._patterns = {
+                allowed: [re.compile("|".join(map(re.escape, turn))) for turn in turns if turn]
+            }
+        return self._patterns[allowed]
+
+    def _find(self, pattern, text):
+        """The text cut at the special tokens that the pattern finds, from the left."""
+        plain = 0  # where what has not been cut off yet begins
+        for match in pattern.finditer(text):
+            start, end = match.span()
+            rule = self.rules[match[0]]
+            touched = WORD.match(text[start - 1 : start]) or WORD.match(text[end : end + 1])
+            if rule.single_word and touched:
+                continue
+            if rule.lstrip:
+                start = plain + len(text[plain:start].rstrip(SPACES))
+            if rule.rstrip:
+                end = WHITE.match(text, end).end()
+            if plain < start:
+                yield text[plain:start], None
+            yield text[start:end], self.special[match[0]]
+            plain = end
+        if plain < len(text):
+            yield text[plain:], None
 
     def _encode_plain(self, text):
+        if not self.words:
+            return self._encode_word(text)
         cache, stretches = self._cache, STRETCHES.findall(text)
         new = [stretch for stretch in set(stretches) if stretch not in cache]
         for stretch in new:
@@ -277,12 +394,21 @@ class Tokenizer:
         `text`, `bytes`; `merges`, in order, each a dict of its `rank` (0 is the first learned), the
         `pair` of spellings it joins and the byte it starts `at`; then `ids` and their `tokens`.
         """
-        work = []
-        for position, piece in enumerate(self._split(text, allowed_special)):
-            for word in [piece] if position % 2 else pre_tokens(piece):
+        work = [
+            {
+                "text": self.tokens[i],
+                "bytes": self._bytes[i],
+                "merges": [],
+                "ids": [i],
+                "tokens": [self.tokens[i]],
+            }
+            for i in self.before
+        ]
+        for piece, i in self._split(text, allowed_special, True):
+            for word in [piece] if i is not None or not self.words else pre_tokens(piece):
                 data = word.encode("utf-8")
-                if position % 2:
-                    ids, steps = [self.special[word]], []
+                if i is not None:
+                    ids, steps = [i], []
                 else:
                     ids = [self._byte_ids[byte] for byte in data]
                     ids, steps = merge_long(ids, self._ranks, self._made)

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,10 @@ from numpygpt import bpe
 from numpygpt.bpe import (
     END_OF_TEXT,
     SHORT,
+    SPACE,
+    SPACES,
     STRETCHES,
+    Special,
     Tokenizer,
     byte_symbols,
     merge,
@@ -152,9 +156,101 @@ def test_the_longest_allowed_special_token_wins():
     assert tokenizer.eot is None
 
 
+def found(text, *rules, **settings):
+    """What a text is cut into, with a few special tokens and no merges."""
+    bare = Tokenizer(
+        [*byte_symbols().values(), *(rule.text for rule in rules)], [], rules, **settings
+    )
+    ids = bare.encode(text, bare.special)
+    assert [i for word in bare.show_work(text, bare.special) for i in word["ids"]] == ids
+    return [bare.tokens[i] for i in ids]
+
+
+# The right values of the next three tests are those of the Python package tokenizers 0.23.3.
+
+
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [
+        ("a<r>  qz", ["a", "<r>", " q", "z"]),  # two tokens want the second space
+        ("<r> <l>", ["<r>", "<l>"]),
+        ("\x1c<l>", ["Ĝ", "<l>"]),  # white space for Python, not for Unicode
+        ("\u2028<l>\x85<r>\x1c", ["<l>", "Â", "ħ", "<r>", "Ĝ"]),
+        ("<r> \u200b x", ["<r>", "â", "Ģ", "ĭ", "Ġ", "x"]),
+        ("\n\u3000<l>\n\n<l>", ["<l>", "<l>"]),
+    ],
+)
+def test_special_tokens_take_white_space_along(text, cut):
+    rules = Special("<r>", rstrip=True), Special(" q"), Special("<l>", lstrip=True)
+    assert found(text, *rules) == cut
+
+
+@pytest.mark.parametrize(
+    ("text", "times"),
+    [("mm", 1), ("amm", 0), ("mm1", 0), ("mm_", 0), ("mm\u0301", 0), ("mm\u200d", 0)]
+    + [("mm\u2160", 0), ("mm\u24b6", 0), ("mm\u00b2", 1), ("mm mm.mm", 3), ("mmmm", 0)],
+)
+def test_a_single_word_is_not_found_within_words(text, times):
+    assert found(text, Special("mm", single_word=True)).count("mm") == times
+
+
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [
+        ("x<m>y", ["Ġ", "x", "<m>", "Ġ", "y"]),
+        ("\tx<m>\ty", ["Ġ", "ĉ", "x", "<m>", "Ġ", "ĉ", "y"]),
+        (" x<m> y", ["Ġ", "x", "<m>", "Ġ", "y"]),
+        ("<m>", ["<m>"]),
+        ("", []),
+        ("\xa0x", ["Ġ", "Â", "ł", "x"]),
+    ],
+)
+def test_a_prefix_space_stands_before_each_plain_text(text, cut):
+    assert found(text, Special("<m>"), prefix_space=True) == cut
+
+
+def test_late_tokens_are_found_in_what_the_others_leave():
+    assert found("x<a>", Special("x<", late=True), Special("<a>")) == ["x", "<a>"]
+    assert found("x<a>", Special("x<"), Special("<a>")) == ["x<", "a", ">"]
+
+
+def test_merges_may_cross_words():
+    tokens = [*byte_symbols().values(), "aĠ", "aĠb", "<s>"]
+    crossing = Tokenizer(tokens, [("a", "Ġ"), ("aĠ", "b")], ["<s>"], words=False)
+    assert crossing.encode("a ba <s>", crossing.special) == [257, 256, 258]
+    assert crossing.encode("a" * 99 + " b")[-1] == 257
+    assert crossing.encode("") == [] and crossing.decode([257, 257]) == "a ba b"
+    within = Tokenizer(tokens, [("a", "Ġ"), ("aĠ", "b")], ["<s>"])
+    assert within.encode("a b") == [64, 220, 65]
+
+
+def test_what_stands_before_a_text_does_not_stand_before_its_continuation():
+    bare = small("a b", special=["<s>", "</s>"])
+    roles = {"bos_token": "<s>", "eos_token": "</s>"}
+    settings = {"roles": roles, "before": [257], "prefix_space": True}
+    tokenizer = Tokenizer(bare.tokens, bare.merges, bare.special, **settings)
+    assert (tokenizer.bos, tokenizer.eot, tokenizer.ends) == (257, 258, (258,))
+    assert tokenizer.encode("ab") == [257, 220, 256]
+    assert tokenizer.encode("ab", begins=False) == [256]
+    assert tokenizer.encode("ab</s>ab", tokenizer.special, begins=False) == [256, 258, 220, 256]
+    assert tokenizer.show_work("ab")[0]["tokens"] == ["<s>"]
+    assert Tokenizer(bare.tokens, bare.merges, bare.special, ends=[7, 9]).ends == (7, 9)
+
+
+def test_a_token_that_nothing_makes_and_nobody_declares_is_text():
+    tokenizer = Tokenizer([*byte_symbols().values(), "<pad>", "Ġzz"], [], [])
+    assert tokenizer.unmade == ["<pad>", "Ġzz"]
+    assert tokenizer.encode("<pad>") == [tokenizer.tokens.index(c) for c in "<pad>"]
+    assert tokenizer.decode([256, 257]) == "<pad> zz"
+
+
 def test_surrogates(gpt2):
     assert gpt2.encode("a\ud800b") == gpt2.encode("a\ufffdb")
     assert gpt2.encode("\ud83d\ude00") == gpt2.encode("\U0001f600")
+
+
+def test_white_space_is_that_of_unicode():
+    assert SPACES == "".join(c for c in map(chr, range(0x110000)) if re.match(f"[{SPACE}]", c))
 
 
 def test_stretches_are_cut_where_the_pattern_cuts():
@@ -428,7 +524,7 @@ def test_no_token_is_learned_twice_and_all_spell_themselves():
     text = " ".join("".join(rng.choices("ab", k=rng.randint(1, 12))) for _ in range(900))
     tokenizer = Tokenizer.train(text, n_vocab=700, special="<end>")
     assert len(set(tokenizer.tokens)) == 700
-    assert tokenizer.special == {"<end>": 699} and tokenizer.eot is None
+    assert tokenizer.special == {"<end>": 699} and tokenizer.eot == 699
     for i in range(699):
         assert merged(tokenizer, tokenizer.decode_bytes([i])) == [i]
     assert sorted(tokenizer._whole.values()) == list(range(699))
@@ -437,8 +533,8 @@ def test_no_token_is_learned_twice_and_all_spell_themselves():
 def test_what_cannot_be_learned():
     with pytest.raises(ValueError, match="n_vocab is 256, but 256 bytes"):
         Tokenizer.train("text", n_vocab=256)
-    with pytest.raises(ValueError, match="'the' is missing, or not <...>"):
-        Tokenizer.train("text", n_vocab=257, special="the")
+    with pytest.raises(ValueError, match="must not be empty"):
+        Tokenizer.train("text", n_vocab=257, special="")
     with pytest.raises(TypeError, match="must be a str, not bytes"):
         Tokenizer.train(b"text", n_vocab=257)
     assert Tokenizer.train("", n_vocab=257).encode("hi") == [71, 72]
