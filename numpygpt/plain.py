@@ -1,22 +1,25 @@
 """GPT-2 on three pages: every formula from a text to the next word and to a training step.
 
-GPT-2 reads a text and says, of every piece of text that could come next, how likely it is. It is a
-chain of the functions below, and a dict of arrays, `params`, under the names in the published
-files. Training changes those arrays, and nothing else. This file needs nothing of the package:
+GPT-2 reads a text and says, of every piece of text that could come next, how likely it is:
 
     text --encode--> ids --gpt2--> logits --softmax--> probabilities --draw--> the next id
 
-Nothing here is fast, and nothing is checked. The rest of the package computes the same numbers,
-sooner; `tests/test_plain.py` holds the two together. To see it write:
+A *token* is such a piece: a word with the space before it, or a part of a word. An *id* is its
+number. A *logit* is a score, the larger the likelier. What the model has learned is in `params`, a
+dict of arrays under the names of the published files; training changes them and nothing else.
 
-    python -m numpygpt.plain "Once upon a time"
+To see it write:    python -m numpygpt.plain "Once upon a time"
+
+Read from top to bottom: each function uses those above it. "Pitfall" marks what many published
+copies of GPT-2 get wrong. Nothing here is fast and nothing is checked; the rest of the package
+computes the same numbers sooner, and `tests/test_plain.py` holds the two together.
 
 Letters for the sizes of arrays, here and everywhere in the package:
 
-    T  tokens (pieces of text) that are read    C  numbers that describe each of them
-    V  tokens that exist, the vocabulary        H  attention heads, of D = C / H numbers each
+    T  tokens that are read                  C  numbers by which the model describes each of them
+    V  tokens that exist, the vocabulary     H  attention heads, each with D = C / H numbers
 
-Several texts of one length can be read at once: axes in front of those named here are carried
+Several texts of one length may be read at once: axes in front of those named here are carried
 along. What comes in as float32 stays float32, and float64 stays float64.
 """
 
@@ -28,7 +31,8 @@ import regex
 
 # ---- text to tokens, and back -------------------------------------------------------------------
 
-# A word with the space before it, a number, or punctuation; or white space. No merge crosses these.
+# A text is first cut into words: letters, or digits, or other signs, each with the space before
+# them; or white space. No token reaches over such a border. (`bpe.py` explains the parts.)
 PATTERN = regex.compile(
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 )
@@ -45,9 +49,11 @@ def byte_symbols():
 
 
 def encode(text, vocab, merges):
-    """Text to ids: each word starts as its bytes, and pairs are joined, the first learned first.
+    """Text to ids, by byte-pair encoding.
 
-    vocab: token -> id, {"Ġthe": 262, ...}. merges: the pairs as learned, [("Ġ", "t"), ...].
+    A word starts as its bytes. Then neighbours are joined, pair by pair, always the pair that comes
+    first in `merges`, where the most frequent ones do, until no two neighbours are a known pair.
+    vocab: token -> id, {"Ġthe": 262, ...}. merges: [("Ġ", "t"), ("Ġ", "a"), ...].
     """
     symbols = byte_symbols()
     ranks = {pair: rank for rank, pair in enumerate(merges)}
@@ -74,28 +80,45 @@ def decode(ids, vocab):
 
 
 # ---- forward: tokens to logits ------------------------------------------------------------------
+#
+# First, how to find one's way in params: block 3's first layer norm is "h.3.ln_1.weight", ".bias".
+
+
+def n_layer(params):
+    """How many blocks there are."""
+    return sum(name.endswith(".ln_1.weight") for name in params)
+
+
+def layer(params, name):
+    """The two arrays of a layer."""
+    return params[f"{name}.weight"], params[f"{name}.bias"]
+
+
+def under(params, prefix):
+    """The parameters whose names begin with prefix, under the rest of their names."""
+    return {name.removeprefix(prefix): p for name, p in params.items() if name.startswith(prefix)}
 
 
 def softmax(x):
-    """y_i = exp(x_i) / sum_j exp(x_j): any numbers to probabilities, along the last axis.
+    """y_i = exp(x_i) / sum_j exp(x_j), along the last axis: any numbers become shares of 1.
 
-    The largest x is taken off first. That changes nothing in the quotient, but exp cannot overflow.
+    The largest x is subtracted first: the quotient stays the same, and exp cannot overflow.
     """
     e = np.exp(x - x.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
 
 
 def gelu(x):
-    """y = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): a step from 0 to x, with a soft corner.
+    """y = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): about 0 below 0, about x above it.
 
-    Pitfall: GPT-2 was trained with this formula, which is close to the "exact" GELU with erf but
-    not the same: with erf every logit is a little wrong, and the text hardly ever shows it.
+    Pitfall: GPT-2 was trained with this formula. The "exact" GELU, with erf, is close but not the
+    same: every logit is a little wrong then, and the generated text hardly ever shows it.
     """
     return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def layer_norm(x, g, b, eps=1e-5):
-    """y = g (x - mean) / sqrt(variance + eps) + b: each token's C numbers brought to one scale.
+    """y = g (x - mean) / sqrt(variance + eps) + b, over the C numbers of each token by itself.
 
     Pitfall: the variance is divided by C, not C - 1, and eps is 1e-5 and stands inside the root.
     """
@@ -104,34 +127,35 @@ def layer_norm(x, g, b, eps=1e-5):
 
 
 def linear(x, w, b):
-    """y = x w + b.
+    """y = x w + b: each of the new numbers is a weighted sum of the old ones.
 
-    Pitfall: w is (in, out), as OpenAI published it. PyTorch's `nn.Linear` keeps the transpose.
+    Pitfall: w is (in, out), as OpenAI published it. PyTorch's `nn.Linear` has it the other way.
     """
     return x @ w + b
 
 
 def attention_pattern(q, k):
-    """softmax(q k^T / sqrt(D)): how much each query takes from each key it may see. (T, T)
+    """softmax(q k^T / sqrt(D)): the share that each token (row) gives to each (column). (T, T)
 
-    Pitfall: without 1/sqrt(D) the products grow with D, and softmax picks one key alone. What is
-    hidden gets -inf, which softmax turns into 0; a 0 here would become a share like any other.
+    A token's query q says what it looks for, a token's key k what it has to offer; their product is
+    large where the two fit. Pitfall: without 1/sqrt(D) the products grow with D, and softmax gives
+    all to one. Pitfall: a token sees itself and those before it, never a later one, or it would be
+    told what it is to predict. Hidden scores are -inf, since exp(-inf) is 0 and exp(0) is not.
     """
-    queries, keys = q.shape[-2], k.shape[-2]
     scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
-    # A token sees itself and what is before it. Where there are fewer queries than keys, they are
-    # the last: the triangle stands in the lower right corner.
+    # 1 at and below the diagonal. If there are fewer queries than keys, they are the last ones.
+    queries, keys = scores.shape[-2:]
     visible = np.tri(queries, keys, keys - queries, dtype=bool)
     return softmax(np.where(visible, scores, -np.inf))
 
 
 def attention(q, k, v):
-    """Each query collects the values v, by its pattern. q, k, v (T, D) -> (T, D)"""
+    """Each token collects the values v of those it sees, by its shares. q, k, v (T, D) -> (T, D)"""
     return attention_pattern(q, k) @ v
 
 
 def split_heads(x, n_head):
-    """(T, C) -> (H, T, D): head h takes the columns h D to (h + 1) D."""
+    """(T, C) -> (H, T, D): head h gets columns h D to (h + 1) D. Pitfall: (T, H, D) comes first."""
     return x.reshape(*x.shape[:-1], n_head, -1).swapaxes(-3, -2)
 
 
@@ -142,9 +166,9 @@ def merge_heads(x):
 
 
 def multi_head_attention(x, params, n_head):
-    """H attentions side by side, each on its own D columns. x (T, C) -> (T, C)
+    """H attentions side by side, so that a token can look for H things at once. (T, C) -> (T, C)
 
-    Pitfall: c_attn returns all of q, then all of k, then all of v; each is then cut into heads.
+    Pitfall: c_attn gives all of q, then all of k, then all of v, and each is then cut into heads.
     """
     q, k, v = np.split(linear(x, *layer(params, "c_attn")), 3, axis=-1)  # (T, 3C) -> 3 x (T, C)
     q, k, v = split_heads(q, n_head), split_heads(k, n_head), split_heads(v, n_head)
@@ -152,63 +176,63 @@ def multi_head_attention(x, params, n_head):
 
 
 def mlp(x, params):
-    """Each token by itself: to four times as many numbers, GELU, and back. (T, C) -> (T, C)"""
+    """Each token by itself: to 4 C numbers, through GELU, and back. (T, C) -> (T, C)"""
     return linear(gelu(linear(x, *layer(params, "c_fc"))), *layer(params, "c_proj"))
 
 
 def block(x, params, n_head):
-    """x + attention, then x + MLP; both read a normed copy of x, and x itself runs through."""
-    x = x + multi_head_attention(
-        layer_norm(x, *layer(params, "ln_1")), under(params, "attn."), n_head
-    )
-    return x + mlp(layer_norm(x, *layer(params, "ln_2")), under(params, "mlp."))
+    """Attention between tokens, then the MLP within each; what they find is added to x. (T, C)
+
+    Pitfall: both read a normed copy of x, and x itself, the "residual stream", is never normed.
+    """
+    normed = layer_norm(x, *layer(params, "ln_1"))
+    x = x + multi_head_attention(normed, under(params, "attn."), n_head)
+    normed = layer_norm(x, *layer(params, "ln_2"))
+    return x + mlp(normed, under(params, "mlp."))
 
 
 def gpt2(tokens, params, n_head):
-    """Logits: for each token, a number for every token that could follow it. ids (T,) -> (T, V)
+    """Ids (T,) to logits (T, V): for each token, a score for every token that could follow it.
 
-    Pitfall: positions count from 0, and the table that turns ids into numbers, `wte`, also turns
-    numbers into logits: there is no other output layer.
+    Pitfall: positions count from 0. Pitfall: the table `wte`, which turns an id into C numbers,
+    turns C numbers into logits as well: there is no separate output layer.
     """
     wte, wpe = params["wte.weight"], params["wpe.weight"]
-    x = wte[tokens] + wpe[: np.shape(tokens)[-1]]  # what stands there, and where: (T, C)
+    x = wte[tokens] + wpe[: np.shape(tokens)[-1]]  # which token, and where it stands: (T, C)
     for i in range(n_layer(params)):
         x = block(x, under(params, f"h.{i}."), n_head)
     return layer_norm(x, *layer(params, "ln_f")) @ wte.T
-
-
-def n_layer(params):
-    return sum(name.endswith(".ln_1.weight") for name in params)
-
-
-def layer(params, name):
-    return params[f"{name}.weight"], params[f"{name}.bias"]
-
-
-def under(params, prefix):
-    """The parameters whose names begin with prefix, without it."""
-    return {name.removeprefix(prefix): p for name, p in params.items() if name.startswith(prefix)}
 
 
 # ---- loss ---------------------------------------------------------------------------------------
 
 
 def cross_entropy(logits, targets):
-    """loss = mean of -log softmax(logits)[target]: how surprised the model is, in nats per token.
+    """loss = mean of -log softmax(logits)[target]: 0 for certainty, log V for knowing nothing.
 
-    Pitfall: the target of a token is the token after it. With ids (T + 1,), tokens = ids[:-1] and
-    targets = ids[1:]; shift there, once, and nowhere else.
+    Pitfall: the target of a token is the token that follows: of ids (T + 1,), tokens = ids[:-1] and
+    targets = ids[1:]. Shift there, once, and nowhere else.
     """
     shifted = logits - logits.max(-1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     return -np.take_along_axis(log_p, np.asarray(targets)[..., None], axis=-1).mean()
 
 
-# ---- backward: from the gradient of what a function returned, dy, to those of its arguments -----
+# ---- backward: the loss to gradients ------------------------------------------------------------
+#
+# The gradient dx of an array x has x's shape, and says how much the loss grows for each number in x
+# that grows a little. A backward is given dy, the gradient of what its function returned, and the
+# function's arguments, and returns their gradients: the chain rule. What it needs of the forward it
+# computes again, from the last step to the first.
+
+
+def rows(x):
+    """All tokens of all texts, one below the other: they share the parameters."""
+    return x.reshape(-1, x.shape[-1])
 
 
 def cross_entropy_backward(dy, logits, targets):
-    """dlogits = dy (softmax(logits) - onehot(target)) / tokens"""
+    """dlogits = dy (softmax(logits) - onehot(target)) / tokens: 1 too little at the target."""
     onehot = np.arange(logits.shape[-1]) == np.asarray(targets)[..., None]
     return dy * (softmax(logits) - onehot) / np.size(targets)
 
@@ -229,8 +253,7 @@ def gelu_backward(dy, x):
 def layer_norm_backward(dy, x, g, b, eps=1e-5):
     """dx = (d - mean(d) - n mean(d n)) / std, with n = (x - mean) / std and d = dy g.
 
-    The two means are there because mean and variance depend on x as well. dg and db are summed over
-    all tokens, which share g and b.
+    The two means are there because the mean and the variance depend on x as well.
     """
     std = np.sqrt(x.var(-1, keepdims=True) + eps)
     n = (x - x.mean(-1, keepdims=True)) / std
@@ -240,21 +263,22 @@ def layer_norm_backward(dy, x, g, b, eps=1e-5):
 
 
 def linear_backward(dy, x, w, b):
-    """dx = dy w^T, dw = x^T dy, db = sum of dy, summed over all tokens"""
+    """dx = dy w^T, dw = x^T dy, db = sum of dy."""
     return dy @ w.T, rows(x).T @ rows(dy), rows(dy).sum(0)
 
 
 def attention_backward(dy, q, k, v):
-    """y = p v with p = softmax(s) and s = q k^T / sqrt(D), undone from left to right."""
+    """dv = p^T dy; dp = dy v^T, ds from dp as in softmax; dq = ds k and dk = ds^T q, / sqrt(D)."""
     p = attention_pattern(q, k)
     dv = p.swapaxes(-1, -2) @ dy
     dp = dy @ v.swapaxes(-1, -2)
-    ds = p * (dp - (p * dp).sum(-1, keepdims=True))  # softmax; 0 where p is 0, as under the mask
+    ds = p * (dp - (p * dp).sum(-1, keepdims=True))  # 0 where p is 0, that is under the mask
     ds = ds / math.sqrt(q.shape[-1])
     return ds @ k, ds.swapaxes(-1, -2) @ q, dv
 
 
 def multi_head_attention_backward(dy, x, params, n_head):
+    """Back through c_proj, attention and c_attn; split_heads and merge_heads undo each other."""
     q, k, v = np.split(linear(x, *layer(params, "c_attn")), 3, axis=-1)
     q, k, v = split_heads(q, n_head), split_heads(k, n_head), split_heads(v, n_head)
     z = merge_heads(attention(q, k, v))
@@ -269,6 +293,7 @@ def multi_head_attention_backward(dy, x, params, n_head):
 
 
 def mlp_backward(dy, x, params):
+    """Back through c_proj, GELU and c_fc."""
     before = linear(x, *layer(params, "c_fc"))
     dafter, dw_proj, db_proj = linear_backward(dy, gelu(before), *layer(params, "c_proj"))
     dx, dw_fc, db_fc = linear_backward(gelu_backward(dafter, before), x, *layer(params, "c_fc"))
@@ -279,24 +304,27 @@ def mlp_backward(dy, x, params):
 
 
 def block_backward(dy, x, params, n_head):
-    """The gradient of x + f(x) is dy + f's: it takes the same bypass as x did."""
+    """The gradient of x + f(x) is dy + that of f(x): like x itself, dy passes by."""
     normed_1 = layer_norm(x, *layer(params, "ln_1"))
     middle = x + multi_head_attention(normed_1, under(params, "attn."), n_head)
     normed_2 = layer_norm(middle, *layer(params, "ln_2"))
 
-    d, dmlp = mlp_backward(dy, normed_2, under(params, "mlp."))
-    d, dg_2, db_2 = layer_norm_backward(d, middle, *layer(params, "ln_2"))
-    dmiddle = dy + d
-    d, dattn = multi_head_attention_backward(dmiddle, normed_1, under(params, "attn."), n_head)
-    d, dg_1, db_1 = layer_norm_backward(d, x, *layer(params, "ln_1"))
+    dnormed_2, dmlp = mlp_backward(dy, normed_2, under(params, "mlp."))
+    dmiddle, dg_2, db_2 = layer_norm_backward(dnormed_2, middle, *layer(params, "ln_2"))
+    dmiddle = dy + dmiddle
+    dnormed_1, dattn = multi_head_attention_backward(
+        dmiddle, normed_1, under(params, "attn."), n_head
+    )
+    dx, dg_1, db_1 = layer_norm_backward(dnormed_1, x, *layer(params, "ln_1"))
+    dx = dmiddle + dx
     grads = {f"attn.{name}": g for name, g in dattn.items()}
     grads |= {f"mlp.{name}": g for name, g in dmlp.items()}
     grads |= {"ln_1.weight": dg_1, "ln_1.bias": db_1, "ln_2.weight": dg_2, "ln_2.bias": db_2}
-    return dmiddle + d, grads
+    return dx, grads
 
 
 def loss_and_grads(tokens, targets, params, n_head):
-    """The loss, and its gradient with respect to each parameter, under the parameter's name."""
+    """The loss, and a dict of the gradients of all parameters, under their names."""
     wte, wpe = params["wte.weight"], params["wpe.weight"]
     length = np.shape(tokens)[-1]
     x = [wte[tokens] + wpe[:length]]  # what goes into each block, and what comes out of the last
@@ -312,26 +340,22 @@ def loss_and_grads(tokens, targets, params, n_head):
     for i in reversed(range(n_layer(params))):
         dx, dblock = block_backward(dx, x[i], under(params, f"h.{i}."), n_head)
         grads |= {f"h.{i}.{name}": g for name, g in dblock.items()}
-    np.add.at(dwte, tokens, dx)  # wte was used twice, so its gradients add up
+    np.add.at(dwte, tokens, dx)  # wte was used at both ends, so its two gradients add up
     grads["wpe.weight"] = np.zeros_like(wpe)
     grads["wpe.weight"][:length] = dx.reshape(-1, *dx.shape[-2:]).sum(0)
     return cross_entropy(logits, targets), {name: grads[name] for name in params}
-
-
-def rows(x):
-    """All tokens of all texts, one below the other."""
-    return x.reshape(-1, x.shape[-1])
 
 
 # ---- update -------------------------------------------------------------------------------------
 
 
 def adamw(params, grads, m, v, step, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0):
-    """One step of AdamW: new params, m and v. step counts from 1; before it m and v are zeros.
+    """One step of AdamW down the gradients: new params, m and v.
 
-    m = beta1 m + (1 - beta1) g, the mean of the last gradients, says where to go, and
-    v = beta2 v + (1 - beta2) g^2, that of their squares, how sure that is. Both begin at 0, which
-    their division by 1 - beta^step makes good. Only matrices decay, past m and v.
+    m = beta1 m + (1 - beta1) g is a running mean of the gradients, v = beta2 v + (1 - beta2) g^2
+    one of their squares. With p = p - lr m / (sqrt(v) + eps) all parameters take steps of about lr.
+    As m and v start at 0 they are too small at first; dividing by 1 - beta^step, step = 1, 2, ...,
+    corrects that. Decay pulls matrices, and only them, towards 0.
     """
     new_params, new_m, new_v = {}, {}, {}
     for name, p in params.items():
@@ -347,13 +371,13 @@ def adamw(params, grads, m, v, step, lr, beta1=0.9, beta2=0.999, eps=1e-8, weigh
 
 
 def top_k(logits, k):
-    """Forbid all but the k largest."""
+    """Only the k largest stay; -inf forbids the others."""
     smallest = np.sort(logits, axis=-1)[..., -k:].min(-1, keepdims=True)
     return np.where(logits >= smallest, logits, -np.inf)
 
 
 def top_p(logits, p):
-    """Forbid the least likely, as long as together they have no more than 1 - p."""
+    """Only the likeliest stay that together have at least p: the others have at most 1 - p."""
     order = np.argsort(-logits, axis=-1, kind="stable")[..., ::-1]  # the least likely first
     shares = np.take_along_axis(softmax(logits.astype(np.float64)), order, axis=-1)
     keep = np.empty(logits.shape, bool)
@@ -362,11 +386,11 @@ def top_p(logits, p):
 
 
 def generate(ids, params, n_head, max_new_tokens, temperature=0.0, k=None, p=None, rng=None):
-    """Yields the ids that follow `ids`, one after another.
+    """Yields the ids that follow `ids`, one after another. The model reads the whole text for each.
 
-    temperature=0 always takes the likeliest. Otherwise the next id is drawn by rng, a NumPy
-    Generator, after the logits were divided by the temperature (below 1 bolder, above 1 wilder) and
-    filtered: the k largest, and of these the likeliest that together have probability p.
+    temperature=0 always takes the likeliest. Otherwise the id is drawn at random, from logits that
+    are divided by the temperature (below 1 the likely become likelier), and of these from the k
+    largest, and of these from the likeliest that have p together.
     """
     ids, n_ctx = list(ids), len(params["wpe.weight"])
     rng = np.random.default_rng() if rng is None else rng
