@@ -41,7 +41,7 @@ DOORS = {
     "regex": {"bpe", "plain"},
     "requests": {"files.download"},
     "matplotlib": {"look.plot"},
-    "tqdm": {"cli.training", "cli.models", "cli.measuring"},
+    "tqdm": {"cli.training", "cli.evaluating", "cli.models", "cli.measuring"},
     "torch": {"check.bench"},  # only to be measured beside, where it happens to be installed
     "transformers": {"check.bench"},
 }

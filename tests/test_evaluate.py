@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from golden import models
 
 from numpygpt import cli, data, evaluate, model
 from numpygpt.bpe import Tokenizer
@@ -118,10 +119,15 @@ def test_of_a_long_context_the_end_counts(gpt):
 class Letters:
     """A tokenizer whose ids are the places of letters in the alphabet, and 0 for a space."""
 
-    special = ()
+    letters = ' abcdefghijklmnopqrstuvwxyz\n",.'
+    special, eot = (), None
+    n_vocab = len(letters)
 
     def encode(self, text, allowed_special=()):
-        return [" abcdefghijklmnopqrstuvwxyz".index(letter) for letter in text]
+        return [self.letters.index(letter) for letter in text]
+
+    def decode(self, ids):
+        return "".join(self.letters[i] for i in ids)
 
 
 class NextLetter:
@@ -147,6 +153,39 @@ def test_lambada_by_hand():
         evaluate.lambada(NextLetter(), Letters(), [])
 
 
+def test_the_three_protocols_of_lambada_by_hand():
+    """NextLetter writes the next letter; of these targets the last tokens are b, d and z."""
+    texts = ["q ab", "\u201cq\u201d zd", "q zy"]
+    model, letters = NextLetter(), Letters()
+    token = evaluate.lambada(model, letters, texts, "token")
+    assert token["accuracy"] == pytest.approx(1 / 3)  # of "ab" the b; the d would be an a
+    likely, other = math.log(math.e + 30) - 1, math.log(math.e + 30)
+    assert token["perplexity"] == pytest.approx(math.exp((likely + other + other) / 3))
+    filtered = evaluate.lambada(model, letters, texts, "filtered")
+    word = evaluate.lambada(model, letters, texts[::2])
+    assert filtered["accuracy"] == word["accuracy"] == 0
+    (question,) = evaluate.lambada_questions(letters, [texts[1]], "filtered")
+    assert question.rows == [(letters.encode('\n"q"'), letters.encode(" zd"))]
+    (question,) = evaluate.lambada_questions(letters, [" q ab \n"], "token")
+    assert question.rows == [(letters.encode("\nq a"), letters.encode("b"))]
+    with pytest.raises(ValueError, match="word, token and filtered, not 'last'"):
+        evaluate.lambada(model, letters, texts, "last")
+
+
+def test_a_stop_word_is_not_written_where_it_is_filtered():
+    """ "a" follows " " and is a stop word: then the letters after the space are all alike, and the
+    first of them, the space itself, is written."""
+    letters = Letters()
+    banned = evaluate.stop_words(letters, 31)
+    assert [letters.letters[i] for i in np.flatnonzero(banned)] == list("aist")
+    rows = [(letters.encode("q "), letters.encode(target)) for target in ("a", " ", "z")]
+    plain = evaluate.score(NextLetter(), rows)
+    assert [one.greedy for one in plain] == [True, False, False]
+    filtered = evaluate.score(NextLetter(), rows, banned)
+    assert [one.greedy for one in filtered] == [False, True, False]
+    assert [one.nats for one in plain] == [one.nats for one in filtered]
+
+
 def test_hellaswag_by_hand():
     # Two unlikely tokens have the smaller sum, five with some likely ones the smaller mean.
     items = [
@@ -156,6 +195,123 @@ def test_hellaswag_by_hand():
     ]
     result = evaluate.hellaswag(NextLetter(), Letters(), items)
     assert result == {"accuracy": 2 / 3, "accuracy_norm": 2 / 3, "items": 3}
+
+
+CBT = """1 The fox sat .
+2 He said , `` I 'm old . ''
+21 The XXXXX ran .\tfox\t\tfox|hen|owl
+
+1 Who ?
+21 `` XXXXX is not n't here '' he said\then\t\tcat|hen
+"""
+
+
+def test_the_published_form_of_the_childrens_book_test():
+    first, second = evaluate.cbt_items(CBT)
+    assert first["sentences"] == ["The fox sat .", "He said , `` I 'm old . ''"]
+    assert (first["question"], first["answer"]) == ("The XXXXX ran .", "fox")
+    assert first["options"] == ["fox", "hen", "owl"]
+    assert second["options"] == ["cat", "hen"]
+    for wrong in ("21 The XXXXX ran .\tfox\n", "21 The ran .\tfox\t\tfox|hen\n"):
+        with pytest.raises(ValueError, match="line 1 of the Children's Book Test"):
+            evaluate.cbt_items(wrong)
+    with pytest.raises(ValueError, match="without a question"):
+        evaluate.cbt_items("1 The fox .\n")
+
+
+class Text:
+    """A tokenizer that leaves a text as it is."""
+
+    special, eot = (), None
+
+    def encode(self, text, allowed_special=()):
+        return text
+
+
+def test_a_gap_is_filled_in_detokenised_text():
+    first, second = evaluate.cbt_questions(Text(), evaluate.cbt_items(CBT))
+    story = 'The fox sat. He said, "I\'m old." The'
+    assert first.rows == [(story, f" {option} ran.") for option in ("fox", "hen", "owl")]
+    assert second.rows[1] == ("Who?", ' "hen is notn\'t here" he said')
+    assert (first.right, second.right) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [("answer", "wolf"), ("question", "no gap"), ("options", ["fox"]), ("question", "XXXXX XXXXX")],
+)
+def test_a_question_without_answer_or_gap_is_refused(change, value):
+    item = evaluate.cbt_items(CBT)[0] | {change: value}
+    with pytest.raises(ValueError, match="item 1 of the Children's Book Test"):
+        evaluate.cbt_questions(Letters(), [item])
+
+
+def test_the_childrens_book_test_by_hand():
+    """The rest of the sentence decides: after "m" the "n" is likely, after the others it is not."""
+    items = [
+        {"sentences": ["a q"], "question": "q XXXXXn", "answer": answer, "options": ["z", "m", "c"]}
+        for answer in ("m", "z", "m", "m")
+    ]
+    result = evaluate.cbt(NextLetter(), Letters(), items, batch=7)
+    assert result == {"accuracy": 0.75, "items": 4}
+
+
+# ---- WikiText -----------------------------------------------------------------------------------
+
+WIKI = """
+ = Robert the Fox =
+
+ Robert ( born 1 @,@ 970 ) said " hello " , and ran 3 @.@ 5 well @-@ known miles .
+ = = Early life = =
+ It 's the foxes ' den : cold ; dark .
+
+ = Hen =
+
+ A hen .
+"""
+
+
+def test_wikitext_as_people_write_it():
+    first, second = evaluate.wikitext_pages(WIKI)
+    assert first.startswith(" = Robert the Fox =") and second.startswith(" = Hen =")
+    shown = evaluate.wikitext_detokenized(first)
+    assert 'Robert (born 1,970) said "hello", and ran 3.5 well-known miles .' in shown
+    assert "== Early life ==\n" in shown
+    assert "the foxes' den: cold; dark.\n" in evaluate.wikitext_detokenized(
+        " the foxes ' den : cold ; dark . \n"
+    )
+
+
+def test_wikitext_per_word_by_hand():
+    """Two pages of letters alone: every token but "b" after "a" is as unlikely as any other."""
+    pages = ["ab q", "q q q"]
+    parts = list(evaluate.wikitext(NextLetter(), Letters(), pages))
+    likely, other = math.log(math.e + 30) - 1, math.log(math.e + 30)
+    assert [part[1:] for part in parts] == [(3, 2), (4, 3)]
+    total = likely + 2 * other + 4 * other
+    result = evaluate.wikitext_result(parts)
+    assert result["perplexity per word"] == pytest.approx(math.exp(total / 5))
+    assert result["perplexity per token"] == pytest.approx(math.exp(total / 7))
+    assert result["bits per word"] == pytest.approx(total / 5 / math.log(2))
+    assert (result["words"], result["tokens"], result["pages"]) == (5, 7, 2)
+    with pytest.raises(ValueError, match="no WikiText pages"):
+        evaluate.wikitext_result([])
+
+
+# ---- windows ------------------------------------------------------------------------------------
+
+
+def test_the_loss_at_each_position_of_the_window(gpt):
+    ids = np.random.default_rng(5).integers(0, 31, 8 * 3 + 4)
+    mean, error = evaluate.position_nats(gpt, ids, batch=2)
+    each = np.stack([
+        evaluate.nats(gpt.forward(ids[i : i + 8])[0], ids[None, i + 1 : i + 9])[0]
+        for i in (0, 8, 16)
+    ])  # fmt: skip
+    np.testing.assert_allclose(mean, each.mean(0))
+    np.testing.assert_allclose(error, each.std(0, ddof=1) / 3**0.5)
+    with pytest.raises(ValueError, match="two windows of 8"):
+        evaluate.position_nats(gpt, ids[:16])
 
 
 @pytest.mark.parametrize(("length", "stride"), [(21, 8), (21, 3), (8, 4), (5, 8), (30, 2)])
@@ -181,6 +337,71 @@ def test_windows_perplexity_is_that_of_the_documentation(gpt, length, stride):
             break
     ours = evaluate.windows_perplexity(gpt, ids, stride)
     np.testing.assert_allclose(ours, math.exp(total / weight), rtol=1e-12)
+
+
+# ---- against transformers -----------------------------------------------------------------------
+
+TOLERANCE = {np.float64: 1e-12, np.float32: 1e-5}
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_log_likelihoods_are_those_of_transformers(dtype):
+    reference = json.loads((models.GOLDEN / "evaluate.json").read_text(encoding="utf-8"))
+    params = {name: p.astype(dtype) for name, p in models.small().items()}
+    small = model.GPT2(models.SMALL, params)
+    rows = [(row["context"], row["ids"]) for row in reference["rows"]]
+    alone = [evaluate.score(small, [row])[0] for row in rows]
+    for one, together, row in zip(
+        alone, evaluate.score(small, rows), reference["rows"], strict=True
+    ):
+        np.testing.assert_allclose(one.nats, -sum(row["each"]), rtol=TOLERANCE[dtype])
+        np.testing.assert_allclose(together.nats, one.nats, rtol=TOLERANCE[dtype])
+        assert one.greedy == together.greedy == row.get("greedy", False)
+    for text in reference["texts"]:
+        total, count = evaluate.stream_nats(small, text["ids"], batch=2)
+        np.testing.assert_allclose(total, -text["sum"], rtol=TOLERANCE[dtype])
+        assert count == len(text["ids"]) - 1
+
+
+# ---- in batches, and from where it stopped ------------------------------------------------------
+
+
+def some_questions(count=7):
+    rng = np.random.default_rng(2)
+    draw = lambda n: rng.integers(0, 31, n).tolist()  # noqa: E731
+    return [
+        evaluate.Question([(draw(3), draw(1 + i % 4)) for _ in range(1 + i % 3)])
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 100])
+def test_answers_do_not_depend_on_the_batch(gpt, batch):
+    questions = some_questions()
+    passes = []
+
+    class Watched:
+        config = CONFIG
+
+        def forward(self, tokens):
+            passes.append(len(tokens))
+            return gpt.forward(tokens)
+
+    found = list(evaluate.score_questions(Watched(), iter(questions), batch))
+    for answer, question in zip(found, questions, strict=True):
+        for one, row in zip(answer, question.rows, strict=True):
+            alone = evaluate.score(gpt, [row])[0]
+            np.testing.assert_allclose(one.nats, alone.nats, rtol=1e-12)
+            assert one[1:] == alone[1:]
+    assert max(passes) <= max(batch, 3) and sum(passes) == sum(len(q.rows) for q in questions)
+
+
+def test_batches_of_a_text_can_be_begun_in_the_middle(gpt):
+    ids = np.random.default_rng(2).integers(0, 31, 50)
+    whole = list(evaluate.stream(gpt, ids, 3, batch=4))
+    assert len(whole) > 3
+    for done in range(len(whole) + 1):
+        assert list(evaluate.stream(gpt, ids, 3, batch=4, done=done)) == whole[done:]
 
 
 # ---- the command --------------------------------------------------------------------------------
@@ -223,3 +444,112 @@ def test_evaluate_command_on_items(folder, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["texts"] == 2
     assert run(folder, tmp_path / "l.jsonl", "--task", "hellaswag") == 2
     assert "line 1 lacks 'ctx': it must have ctx, endings, label" in capsys.readouterr().err
+
+
+def test_an_evaluation_goes_on_where_it_stopped(folder, tmp_path, capsys, monkeypatch):
+    lines = [json.dumps({"text": f"the fox ran {'a hen ' * (i % 3)}and {i}"}) for i in range(7)]
+    path, kept = tmp_path / "l.jsonl", tmp_path / "kept.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    options = "--task", "lambada", "--batch", "2"
+    assert run(folder, path, *options) == 0
+    whole = json.loads(capsys.readouterr().out)
+
+    scored, calls = evaluate.score, []
+
+    def interrupted(*arguments):
+        calls.append(len(arguments[1]))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return scored(*arguments)
+
+    monkeypatch.setattr(evaluate, "score", interrupted)
+    assert run(folder, path, *options, "--keep", str(kept)) == 130
+    assert len(kept.read_text().splitlines()) == 1 + 4
+    kept.write_text(kept.read_text() + "[[1.5, 2, fal", encoding="utf-8")  # killed while writing
+    capsys.readouterr()
+    assert run(folder, path, *options, "--keep", str(kept)) == 0
+    assert json.loads(capsys.readouterr().out) == pytest.approx(whole)
+    assert calls[3:] == [2, 1]  # four of the seven were there already
+    assert run(folder, path, *options, "--keep", str(kept)) == 0
+    assert json.loads(capsys.readouterr().out) == pytest.approx(whole) and len(calls) == 5
+    assert run(folder, path, *options[:2], "--limit", "3", "--keep", str(kept)) == 2
+    assert "another evaluation" in capsys.readouterr().err
+    kept.write_text(kept.read_text().replace("[[", "[", 1), encoding="utf-8")
+    assert run(folder, path, *options, "--keep", str(kept)) == 2
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_perplexity_goes_on_where_it_stopped(folder, tmp_path, capsys):
+    path, kept = tmp_path / "t.txt", tmp_path / "kept.jsonl"
+    path.write_text(TEXT * 5, encoding="utf-8")
+    assert run(folder, path, "--keep", str(kept), "--batch", "2") == 0
+    whole = json.loads(capsys.readouterr().out)
+    lines = kept.read_text().splitlines()
+    kept.write_text("\n".join(lines[: len(lines) // 2]) + "\n", encoding="utf-8")
+    assert run(folder, path, "--keep", str(kept), "--batch", "2") == 0
+    assert json.loads(capsys.readouterr().out) == whole
+    assert kept.read_text().splitlines() == lines
+
+
+def tasks(tmp_path):
+    """task -> the file that it reads, and options."""
+    files = {
+        "perplexity": TEXT,
+        "wikitext": WIKI,
+        "lambada": '{"text": "the fox ran"}\n',
+        "hellaswag": '{"ctx": "the", "endings": ["fox", "hen", "ran", "a"], "label": 1}\n',
+        "cbt": "1 The fox .\n21 The XXXXX ran .\tfox\t\tfox|hen\n",
+        "preference": '{"a": "the fox ran", "b": "the hen ran"}\n{"a": "a fox", "b": "a hen"}\n',
+        "memorisation": TEXT * 3,
+    }
+    for task, content in files.items():
+        path = tmp_path / f"{task}.txt"
+        path.write_text(content, encoding="utf-8")
+        held_out = ["--held-out", str(path), "--prefix", "3"] if task == "memorisation" else []
+        yield task, path, held_out
+
+
+def test_every_task_measures_and_says_what_it_does_not_show(folder, tmp_path, capsys):
+    for task, path, options in tasks(tmp_path):
+        assert (
+            cli.main(["evaluate", str(path), "--model", str(folder), "--task", task, *options]) == 0
+        )
+        captured = capsys.readouterr()
+        assert len(captured.out.splitlines()) >= 2, task
+        assert ("does not show" in captured.err) == (task in ("preference", "memorisation")), task
+
+
+def test_a_model_that_returns_nan_has_no_score(folder, tmp_path, capsys):
+    gpt, tokenizer = checkpoint.load_folder(folder), Tokenizer.read(folder)
+    params = {name: p.copy() for name, p in gpt.params.items()}
+    params["h.1.mlp.c_proj.bias"][3] = np.nan
+    checkpoint.save(model.GPT2(gpt.config, params), tokenizer, tmp_path / "nan")
+    for task, path, options in tasks(tmp_path):
+        arguments = ["evaluate", str(path), "--model", str(tmp_path / "nan"), "--task", task]
+        assert cli.main([*arguments, *options]) == 1, task
+        captured = capsys.readouterr()
+        assert captured.out == "" and "NaN or infinity" in captured.err, task
+        assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--task", "memorisation"], "--held-out"),
+        (["--protocol", "token"], "--protocol is for lambada, not for perplexity"),
+        (["--task", "lambada", "--stride", "4"], "--stride is for perplexity"),
+        (["--task", "preference"], "line 1 is not JSON"),
+        (["--task", "cbt"], "without a question"),
+        (["--stride", "0"], "stride must be between 1 and n_ctx = 9"),
+        (["--task", "lambada", "--protocol", "last"], "invalid choice"),
+    ],
+)
+def test_what_is_not_understood_is_refused(folder, tmp_path, capsys, options, sentence):
+    (tmp_path / "t.txt").write_text(TEXT, encoding="utf-8")
+    try:
+        status = run(folder, tmp_path / "t.txt", *options)
+    except SystemExit as stopped:
+        status = stopped.code
+    assert status == 2
+    err = capsys.readouterr().err
+    assert sentence in err and err.count("\n") == 1

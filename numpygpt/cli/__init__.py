@@ -6,7 +6,7 @@ import os
 import sys
 
 from numpygpt import __version__
-from numpygpt.cli import comparing, course, looking, measuring, models, text, training
+from numpygpt.cli import comparing, course, evaluating, looking, measuring, models, text, training
 from numpygpt.cli.shell import say
 
 # NumPy and the rooms are imported by the commands, inside `main`'s try: so Ctrl-C is quiet from the
@@ -77,7 +77,7 @@ def _parser():
         sub.set_defaults(run=run)
         return sub
 
-    for group in (text, training, models, looking, measuring, comparing, course):
+    for group in (text, training, evaluating, models, looking, measuring, comparing, course):
         group.add(command)
     for p in (parser, *commands.choices.values()):
         p.error = _misuse

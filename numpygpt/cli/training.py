@@ -1,8 +1,6 @@
-"""train, finetune, evaluate: making a model, and measuring how good it is."""
+"""train, finetune: making a model."""
 
 import dataclasses
-import json
-import math
 import signal
 import sys
 import time
@@ -193,41 +191,6 @@ def _ctrl_c_ends_the_step():
     return pressed
 
 
-def evaluate_command(args):
-    """Measure a model on a file: perplexity of a text, LAMBADA or HellaSwag."""
-    from tqdm import tqdm
-
-    from numpygpt import data, evaluate
-    from numpygpt.files import text
-
-    if args.task == "perplexity":
-        whole = text.read(args.file)
-    else:
-        fields = {"lambada": text.LAMBADA, "hellaswag": text.HELLASWAG}[args.task]
-        items = text.json_lines(args.file, fields)[: args.limit]
-    model, tokenizer = load(args.model)
-    if args.task == "perplexity":
-        documents = data.documents(whole)
-        ids = data.encode_documents(tokenizer, documents)[: args.limit]
-        nats, count = evaluate.stream_nats(model, ids, args.stride)
-        results = {"tokens": count, "nats per token": nats / count}
-        results["perplexity per token"] = math.exp(nats / count)
-        if args.limit is None:
-            size = sum(len(document.encode("utf-8")) for document in documents)
-            results["bits per byte"] = evaluate.bits_per_byte(nats, size)
-    else:
-        bar = tqdm(items, disable=None, unit="item")
-        if args.task == "lambada":
-            results = evaluate.lambada(model, tokenizer, (item["text"] for item in bar))
-        else:
-            results = evaluate.hellaswag(model, tokenizer, bar)
-    if args.json:
-        print(json.dumps(results))
-        return
-    for name, value in results.items():
-        print(f"{name:<24}{value:>12,}" if isinstance(value, int) else f"{name:<24}{value:>12.4f}")
-
-
 def _training_options(p, batch, lr):
     p.add_argument("--out", help="folder of the new model; holds an unfinished run as well")
     p.add_argument("--validation", metavar="FILE", help="to measure on, instead of a part held out")
@@ -270,11 +233,3 @@ def add(command):
     p.add_argument("--lora-alpha", type=float, default=16.0, help="scale of A B is alpha / rank")
     p.add_argument("--lora-matrices", default="attn.c_attn", help="which, with commas between")
     _training_options(p, batch="16", lr="5e-4, with --lora 3e-3")
-
-    p = command(evaluate_command)
-    p.add_argument("file", help='a text, or lines {"text": ...} or {"ctx": ..., "endings": ...}')
-    p.add_argument("--model", **MODEL)
-    p.add_argument("--task", default="perplexity", choices=["perplexity", "lambada", "hellaswag"])
-    p.add_argument("--stride", type=int, help="of perplexity's windows (default: n_ctx)")
-    p.add_argument("--limit", type=positive, help="only so many tokens or items")
-    p.add_argument("--json", action="store_true", help="print one JSON object")

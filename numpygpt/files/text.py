@@ -139,8 +139,17 @@ def label(value) -> int:
     return int(value)
 
 
+def strings(value) -> list[str]:
+    """Sentences, or the options of a question."""
+    if not isinstance(value, list) or not all(type(x) is str for x in value):
+        raise ValueError("a list of strings")
+    return value
+
+
 PAIR = {"x": string, "y": string}
 LAMBADA = {"text": string}
 HELLASWAG = {"ctx": string, "endings": four_strings, "label": label}
+CBT = {"sentences": strings, "question": string, "answer": string, "options": strings}
+SENTENCES = {"a": string, "b": string}
 LOG = {"number": number}  # of `training.jsonl`
 LOG_SOMETIMES = {"tokens": number, "loss": number, "validation": number}
