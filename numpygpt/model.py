@@ -65,6 +65,15 @@ class Config:
         object.__setattr__(self, "layer_norm_epsilon", float(eps))
 
 
+# The released ones, by the name that counts their parameters.
+SIZES = {
+    "124M": Config(50257, 1024, 768, 12, 12),
+    "355M": Config(50257, 1024, 1024, 16, 24),
+    "774M": Config(50257, 1024, 1280, 20, 36),
+    "1558M": Config(50257, 1024, 1600, 25, 48),
+}
+
+
 def parameter_shapes(config: Config, tied: bool = True) -> dict[str, tuple[int, ...]]:
     """Official name -> shape of every parameter, in the order of computation.
 

@@ -61,7 +61,7 @@ def test_limits_are_spent_on_as_much_as_is_asked_for(gpt, monkeypatch):
 
 
 def test_official_shapes_and_no_others():
-    sizes = {name: analyze.parameter_counts(bench.shape(name)) for name in bench.SHAPES}
+    sizes = {name: analyze.parameter_counts(bench.shape(name)) for name in bench.SIZES}
     assert sum(sizes["124M"].values()) == 124439808
     assert sum(sizes["1558M"].values()) == 1557611200
     with pytest.raises(ValueError, match="no such shape '7B': choose from 124M"):

@@ -31,14 +31,8 @@ from numpygpt.draft import prompt_lookup
 from numpygpt.files import checkpoint
 from numpygpt.files.atomic import writing
 from numpygpt.look import analyze
-from numpygpt.model import GPT2, Config, init
+from numpygpt.model import GPT2, SIZES, Config, init
 
-SHAPES = {  # the four official sizes: n_embd, n_head, n_layer
-    "124M": (768, 12, 12),
-    "355M": (1024, 16, 24),
-    "774M": (1280, 20, 36),
-    "1558M": (1600, 25, 48),
-}
 PREFILL, CONTEXTS, BATCHES = (16, 64, 256, 512, 1024), (16, 128, 512, 1000), (1, 2, 4, 8, 16)
 TRAINING = ((4, 64), (1, 1024))
 
@@ -62,10 +56,9 @@ class Row:
 
 def shape(name: str) -> Config:
     """The configuration of an official size. Raises ValueError for another name."""
-    if name not in SHAPES:
-        raise ValueError(f"no such shape {name!r}: choose from {', '.join(SHAPES)}")
-    c, h, n = SHAPES[name]
-    return Config(50257, 1024, c, h, n)
+    if name not in SIZES:
+        raise ValueError(f"no such shape {name!r}: choose from {', '.join(SIZES)}")
+    return SIZES[name]
 
 
 def timed(work, *arguments) -> float:

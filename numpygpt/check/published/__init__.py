@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from numpygpt import model as gpt2
 from numpygpt.check.published.measure import (
     MEASUREMENTS,
     Missing,
@@ -57,7 +58,7 @@ def rows(model: str) -> list[dict]:
     return [row for row in json.loads(text) if row["model"] == model]
 
 
-SIZES = {(12, 768): "124M", (24, 1024): "355M", (36, 1280): "774M", (48, 1600): "1558M"}
+SIZES = {(config.n_layer, config.n_embd): name for name, config in gpt2.SIZES.items()}
 SIZES |= {(6, 768): "distilgpt2"}
 
 
