@@ -677,7 +677,7 @@ def _memo_path(part):
 
 def _memo(part, file):
     """What was announced of the bytes in the part; nothing if they are of another address."""
-    memo = read_json(_memo_path(part))
+    memo = _read_json(_memo_path(part))
     return memo if memo.get("url") == file.url else {}
 
 
@@ -708,7 +708,7 @@ RECORD = "downloaded.json"
 
 def _is_recorded(folder, file):
     """Was this very file checked, against the same facts, and not touched since?"""
-    entry = read_json(folder / RECORD).get(file.name)
+    entry = _read_json(folder / RECORD).get(file.name)
     try:
         return entry is not None and entry["facts"] == _facts(folder / file.name, file)
     except (OSError, TypeError, KeyError):
@@ -717,7 +717,7 @@ def _is_recorded(folder, file):
 
 def _record(folder, file, checked):
     entry = {"checked": checked, "from": file.url, "facts": _facts(folder / file.name, file)}
-    record = read_json(folder / RECORD)
+    record = _read_json(folder / RECORD)
     _write_json(folder / RECORD, {**record, file.name: entry})
     _discard(_part(folder, file))  # left from before the file was placed by hand
 
@@ -727,7 +727,7 @@ def _facts(path, file):
     return [status.st_size, status.st_mtime_ns, file.size, file.digest]
 
 
-def read_json(path):
+def _read_json(path):
     """{} for what is missing or damaged: then it is found out anew."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
