@@ -1,18 +1,18 @@
 """grade: a student's functions."""
 
+from numpygpt.cli.models import load
 from numpygpt.cli.shell import MODEL, say
 
 
 def grade_command(args):
     """Grade a student's functions: exit status 0 for all points, 1 for fewer, 2 for misuse."""
-    import numpygpt
     from numpygpt.course import grade
 
     if args.starter:
         grade.write_starter(args.student)
         say(f"wrote {args.student}: fill it in and run `numpygpt grade {args.student}`")
         return 0
-    model, tokenizer = numpygpt.load(args.model)
+    model, tokenizer = load(args.model)
     results = grade.grade(
         args.student, model, tokenizer, args.adapters, args.only, args.seconds, args.memory
     )

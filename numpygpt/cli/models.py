@@ -8,9 +8,17 @@ from numpygpt.cli.shell import MODEL, say
 
 def info_command(args):
     """Show a model's configuration, parameters by part, bytes and FLOPs."""
+    from numpygpt.files import checkpoint
     from numpygpt.look import analyze
+    from numpygpt.model import GPT2
 
-    model, _ = load(args.model)
+    if args.family:
+        _family()
+        return
+    model, tokenizer = load(args.model, also=["GPT1", "Bert"])
+    if not isinstance(model, GPT2):
+        _relative(checkpoint.relative(args.model), model, tokenizer)
+        return
     config, itemsize = model.config, model.dtype.itemsize
     for name, value in dataclasses.asdict(config).items():
         print(f"{name:<20}{value:>16,}" if isinstance(value, int) else f"{name:<20}{value:>16}")
@@ -26,6 +34,54 @@ def info_command(args):
         print(f"\n{'FLOPs per token':<20}{sum(flops.values()):>16,}  (seeing {keys} tokens)")
         for part, count in flops.items():
             print(f"  {part:<18}{count:>16,}")
+
+
+def _relative(kind, model, tokenizer):
+    """A BERT or a GPT-1: its configuration and its parameters by part."""
+    from numpygpt.look import analyze
+
+    print(f"{'kind':<20}{kind:>16}")
+    for field, value in dataclasses.asdict(model.config).items():
+        print(f"{field:<20}{value:>16,}" if isinstance(value, int) else f"{field:<20}{value:>16}")
+    print(f"{'tokenizer':<20} {tokenizer!r}")
+    counts = analyze.parts({n: p.shape for n, p in model.params.items()})
+    print(f"\n{'parameters':<20}{sum(counts.values()):>16,}")
+    for part, count in counts.items():
+        print(f"  {part:<18}{count:>16,}")
+    size = sum(counts.values()) * model.dtype.itemsize
+    print(f"\n{'bytes of weights':<20}{size:>16,}  ({model.dtype})")
+
+
+def _family():
+    """GPT-2 and its relatives, one line each, and what of their papers' figures does not agree."""
+    from numpygpt.family import gpt3
+    from numpygpt.look import analyze
+
+    rows = analyze.family()
+    parts = list(rows[0].parts)
+    print(f"{'':<24}{'parameters':>16}  {'printed':>8}", *(f"{part:>16}" for part in parts), end="")
+    print(f"{'FLOPs per token':>20}{'cache bytes':>16}{'context':>9}")
+    for row in rows:
+        mark = "" if row.agrees else "*"
+        print(f"{row.name:<24}{row.count:>16,}{mark:<2}{row.printed or '-':>8}", end=" ")
+        print(*(f"{count:>16,}" for count in row.parts.values()), end="")
+        print(f"{row.flops:>20,}{row.cache:>16,}{row.config.n_ctx:>9,}")
+    print(
+        "\nFLOPs of the forward pass, and bytes of a float32 cache, of one token that sees a full"
+    )
+    print("context. BERT keeps no cache, since it writes nothing; the Transformer's is of its own")
+    print("words and of a source as long, and its FLOPs are of one token read and one written.")
+    print("\n*  the authors' number is another than this one, rounded:")
+    for row in rows:
+        if not row.agrees:
+            print(f"   {row.name}: {row.printed} printed, {row.rounded} counted")
+        for note in row.notes:
+            print(f"   {row.name}: {note}")
+    flops = analyze.training_flops(gpt3.config(gpt3.TABLE[-1]), gpt3.TRAINING_TOKENS)
+    print(
+        f"\ntraining GPT-3 175B on {gpt3.TRAINING_TOKENS:.0e} tokens: {flops:.3g} FLOPs without "
+        f"scores and values (printed: {gpt3.FLOPS_PRINTED:.3g})"
+    )
 
 
 def download_command(args):
@@ -82,17 +138,29 @@ def fetch(name, folder=None, source="any", offline=False, mirror=None, trust_mir
         bar.close()
 
 
-def load(name):
-    """A model and its tokenizer. One that is not here yet is fetched if somebody is watching."""
-    import numpygpt
+def load(name, also=()):
+    """A GPT-2 and its tokenizer. One that is not here yet is fetched if somebody is watching.
 
-    return numpygpt.load(name, fetch=fetch if sys.stderr.isatty() else None)
+    also: the classes of relatives that will do as well, "GPT1" or "Bert". Raises CheckpointError
+    for the folder of another one.
+    """
+    import numpygpt
+    from numpygpt.files import checkpoint
+
+    model, tokenizer = numpygpt.load(name, fetch=fetch if sys.stderr.isatty() else None)
+    if type(model).__name__ not in ("GPT2", *also):
+        kind = checkpoint.relative(name)
+        raise checkpoint.CheckpointError(checkpoint.not_gpt2(name, kind))
+    return model, tokenizer
 
 
 def add(command):
     """Their options."""
     p = command(info_command)
     p.add_argument("model", nargs="?", **MODEL)
+    p.add_argument(
+        "--family", action="store_true", help="GPT-1, GPT-2, GPT-3, BERT and the Transformer"
+    )
 
     p = command(download_command)
     p.add_argument("name", help="124M, 355M, 774M, 1558M, distilgpt2, gpt-nano-sort or published")

@@ -15,7 +15,7 @@ def generate_command(args):
 
     # the newline that ends a line of input is the shell's, and would end a paragraph of the tale
     prompt = text_or_stdin(args.prompt, "a prompt").removesuffix("\n")
-    model, tokenizer = load(args.model)
+    model, tokenizer = load(args.model, also=["GPT1"])
     seed = np.random.SeedSequence().entropy % 2**32 if args.seed is None else args.seed
     end = [] if tokenizer.eot is None else [tokenizer.eot]
     steps = numpygpt.generate(
@@ -95,6 +95,11 @@ def tokenize_command(args):
     text = text_or_stdin(args.text, "a text")
     tokenizer = _tokenizer(args.model)
     allowed = tokenizer.special if args.special else ()
+    if args.show_work and not hasattr(tokenizer, "show_work"):
+        raise ValueError(
+            f"--show-work shows how bytes are merged, and {args.model} has no byte-level "
+            "vocabulary: leave it out"
+        )
     if args.show_work:
         for word in tokenizer.show_work(text, allowed):
             print(f"{word['text']!r}  bytes {word['bytes'].hex(' ')}")
@@ -119,7 +124,7 @@ def tokenize_command(args):
 def _tokenizer(name):
     import numpygpt
 
-    return numpygpt.Tokenizer.gpt2() if name == "gpt2" else load(name)[1]
+    return numpygpt.Tokenizer.gpt2() if name == "gpt2" else load(name, also=["GPT1", "Bert"])[1]
 
 
 def add(command):

@@ -40,6 +40,8 @@ GPT2_ALONE = {
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
 }
+# Those whose folders `numpygpt.load` reads as well: model_type -> its name. See `relatives.py`.
+RELATIVES = {"bert": "BERT", "openai-gpt": "GPT-1"}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 MAX_PADDING = 1024  # rows; more than that is no padding, but another vocabulary
 MAX_LISTED = 10  # of a kind, in one message
@@ -212,11 +214,13 @@ def _read_config(folder):
     """-> Config, and whether the unembedding is the embedding."""
     path = config_file(folder)
     fields = read_json(path)
+    if kind := relative(folder):
+        raise CheckpointError(not_gpt2(folder, kind))
     for key, allowed in GPT2_ALONE.items():
         if key in fields and fields[key] not in allowed:
             raise CheckpointError(
-                f"{path} says {key} = {fields[key]!r:.99}, but GPT-2, all that numpygpt computes, "
-                f"has {allowed[0]!r}: this model would come out wrong"
+                f"{path} says {key} = {fields[key]!r:.99}, but GPT-2 has {allowed[0]!r}: this "
+                "model would come out wrong"
             )
     sizes = {ours: [fields[t] for t in theirs if t in fields] for ours, theirs in SIZES.items()}
     raise_all(
@@ -235,6 +239,20 @@ def _read_config(folder):
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
     return config, tied
+
+
+def relative(folder: str | os.PathLike) -> str | None:
+    """ "BERT" or "GPT-1" where the folder holds one of those. Raises as `load_folder`."""
+    kind = read_json(config_file(Path(folder))).get("model_type")
+    return RELATIVES.get(kind) if isinstance(kind, str) else None
+
+
+def not_gpt2(source, kind):
+    """What is said of a relative where only a GPT-2 will do."""
+    return (
+        f"{source} is a {kind}, and this works on a GPT-2 alone: in Python numpygpt.load reads it, "
+        "and `numpygpt info` shows it"
+    )
 
 
 def config_file(folder):
@@ -340,6 +358,10 @@ def save(model: GPT2, tokenizer: Tokenizer, folder: str | os.PathLike, dtype=Non
 
     Raises ValueError where tokenizer, dtype or folder do not fit.
     """
+    if not isinstance(model, GPT2):
+        raise TypeError(
+            f"a {type(model).__name__} cannot be saved, only a GPT-2: copy the folder it came from"
+        )
     folder = Path(folder)
     check_target(folder)
     _fit_vocabulary(model.config, tokenizer.n_vocab, "what is to be saved")

@@ -22,12 +22,17 @@ def load(
     A name: "tales", which comes with this package, or a downloaded model: "124M", "355M", "774M",
     "1558M" (also "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl") or "distilgpt2". Or a folder in
     Hugging Face's or OpenAI's layout; one that is called like a model is "./gpt2".
+    A folder of a BERT or a GPT-1 gives that: `family.bert.Bert` or `family.gpt1.GPT1`.
     `fetch(name)` -> folder is asked for a model that is not on this machine; by default nobody is.
 
     Raises ValueError for an unknown name, FileNotFoundError for what is not on this machine, and
     CheckpointError (a ValueError) for files that are damaged, incomplete, or no GPT-2.
     """
     folder = find(name_or_folder, fetch)
+    if checkpoint.relative(folder):
+        from numpygpt.files import relatives  # the family is needed by nobody else
+
+        return relatives.load(folder)
     tokenizer = read_tokenizer(folder)
     return checkpoint.load_folder(folder, tokenizer.n_vocab), tokenizer
 

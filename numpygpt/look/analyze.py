@@ -7,12 +7,15 @@
 What a record shows is what happened; that the model *needed* it, only a changed run can show.
 """
 
+import math
 import types
+from typing import NamedTuple
 
 import numpy as np
 
 from numpygpt import evaluate, ops
-from numpygpt.model import Config, parameter_shapes
+from numpygpt.family import bert, gpt1, gpt3, transformer
+from numpygpt.model import SIZES, Config, parameter_shapes
 
 # ---- of a configuration -------------------------------------------------------------------------
 
@@ -49,6 +52,111 @@ def flops_per_token(config: Config, keys: int) -> dict[str, int]:
 def cache_bytes_per_token(config: Config, itemsize: int = 4) -> int:
     """Bytes that one position takes in the KV cache: a key and a value of width C per layer."""
     return 2 * config.n_layer * config.n_embd * itemsize
+
+
+def training_flops(config: Config, tokens: float, keys: int = 0) -> float:
+    """Of training on so many tokens: the forward pass three times, see `flops_per_token`.
+
+    keys: how many positions a token sees on average. With 0, scores and values are left out, as
+    the GPT-3 paper does (Brown et al. 2020, appendix D): 6 FLOPs for each weight and token.
+    """
+    return 3 * sum(flops_per_token(config, keys).values()) * tokens
+
+
+# What the names of the whole family say of a parameter's part, the first that fits.
+PARTS = {
+    "heads": ("cls.", "bert.pooler", "lm_head"),
+    "layer norms": (".ln", "ln_", "LayerNorm"),
+    "attention": (".attn.", ".cross.", ".attention."),
+    "MLP": (".mlp.", ".intermediate.", ".output.dense"),
+    "embeddings": ("wte", "wpe", "_embeddings"),
+}
+
+
+def parts(shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
+    """Parameters by part, of GPT-2 or a relative, from names and shapes.
+
+    Raises KeyError for a name that fits no part.
+    """
+    counts = dict.fromkeys(reversed(PARTS), 0)
+    for name, shape in shapes.items():
+        part = next((p for p, signs in PARTS.items() if any(s in name for s in signs)), name)
+        counts[part] += math.prod(shape)
+    return counts
+
+
+class Relative(NamedTuple):
+    """A model of the family: `printed` is the number of parameters its authors gave, or None."""
+
+    name: str
+    config: Config
+    parts: dict[str, int]
+    printed: str | None
+    flops: int  # of the forward pass, one token that sees a full context
+    cache: int  # bytes at full context, float32
+    notes: tuple[str, ...] = ()
+
+    @property
+    def count(self):
+        return sum(self.parts.values())
+
+    @property
+    def rounded(self):
+        """The count in the unit and with the digits of `printed`."""
+        digits = len(self.printed.partition(".")[2].rstrip("MB"))
+        unit = {"M": 1e6, "B": 1e9}[self.printed[-1]]
+        return f"{self.count / unit:.{digits}f}{self.printed[-1]}"
+
+    @property
+    def agrees(self):
+        return self.printed is None or self.rounded == self.printed
+
+
+GPT2_PRINTED = {"124M": "117M", "355M": "345M", "774M": "762M", "1558M": "1542M"}
+
+
+def family() -> list[Relative]:
+    """GPT-2 and its relatives in the sizes of their papers, the oldest first."""
+    rows = []
+    for name, width, n_head, printed in (("base", 512, 8, "65M"), ("big", 1024, 16, "213M")):
+        # The paper gives no longest text; 37,000 is its English-German vocabulary.
+        config = Config(37_000, 512, width, n_head, 6)
+        shapes = transformer.parameter_shapes(config)
+        flops = _transformer_flops(config)
+        cache = 2 * config.n_ctx * cache_bytes_per_token(config)
+        rows.append(Relative(f"Transformer {name}", config, parts(shapes), printed, flops, cache))
+    config = Config(40_478, 512, 768, 12, 12)
+    rows.append(_gpt("GPT-1", config, None, gpt1.parameter_shapes(config)))
+    sizes = (("base", 768, 12, 12, "110M"), ("large", 1024, 16, 24, "340M"))
+    for name, width, n_head, n_layer, printed in sizes:
+        config = Config(30_522, 512, width, n_head, n_layer, layer_norm_epsilon=1e-12)
+        flops = sum(flops_per_token(config, config.n_ctx).values()) + 2 * width**2  # of its head
+        shapes = bert.parameter_shapes(config)
+        rows.append(Relative(f"BERT {name}", config, parts(shapes), printed, flops, 0))
+    for name, config in SIZES.items():
+        rows.append(_gpt(f"GPT-2 {name}", config, GPT2_PRINTED[name], parameter_shapes(config)))
+    for row in gpt3.TABLE:
+        config = gpt3.config(row)
+        built = _gpt(f"GPT-3 {row.name}", config, row.printed, parameter_shapes(config))
+        rows.append(built._replace(notes=gpt3.notes(row)))
+    return rows
+
+
+def _gpt(name, config, printed, shapes):
+    flops = sum(flops_per_token(config, config.n_ctx).values())
+    cache = config.n_ctx * cache_bytes_per_token(config)
+    return Relative(name, config, parts(shapes), printed, flops, cache)
+
+
+def _transformer_flops(config):
+    """One source token read and one target token written, both at the end of n_ctx.
+
+    The encoder's block is a GPT-2's. The decoder's has a second attention, as costly as the first:
+    its keys and values are made of the source token, its queries of the target token.
+    """
+    cost = flops_per_token(config, config.n_ctx)
+    attention, mlp = cost["attn"] + cost["scores and values"], cost["mlp"]
+    return (attention + mlp) + (2 * attention + mlp + cost["unembed"])
 
 
 # ---- of a record --------------------------------------------------------------------------------

@@ -1,0 +1,273 @@
+"""Hugging Face's folders of GPT-2's relatives, BERT and GPT-1, every name and shape accounted for.
+
+        weights             sizes         vocabulary
+BERT    model.safetensors   config.json   vocab.txt, or tokenizer.json
+GPT-1   or its shards                     vocab.json and merges.txt, or tokenizer.json
+"""
+
+import os
+import re
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+
+from numpygpt.bpe import read_merges, read_tokens
+from numpygpt.family import bert, gpt1
+from numpygpt.files import checkpoint
+from numpygpt.formats import CheckpointError
+from numpygpt.model import Config
+
+# Their sizes under Config's names; every one must be there.
+BERT_SIZES = {
+    "n_vocab": "vocab_size",
+    "n_ctx": "max_position_embeddings",
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_layer": "num_hidden_layers",
+    "n_inner": "intermediate_size",
+    "layer_norm_epsilon": "layer_norm_eps",
+}
+GPT1_SIZES = {
+    "n_vocab": "vocab_size",
+    "n_ctx": "n_positions",
+    "n_embd": "n_embd",
+    "n_head": "n_head",
+    "n_layer": "n_layer",
+    "layer_norm_epsilon": "layer_norm_epsilon",
+}
+# The switches that change what is computed, and the values that mean what is computed here.
+BERT_ALONE = {
+    "hidden_act": ("gelu",),
+    "position_embedding_type": ("absolute", None),
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+    "tie_word_embeddings": (True,),
+}
+GPT1_ALONE = {
+    "afn": ("gelu", "gelu_new"),  # both are the tanh GELU there
+    "tie_word_embeddings": (True,),
+}
+
+
+def load(folder: str | os.PathLike):
+    """The model and the tokenizer in a folder whose config.json is a BERT's or a GPT-1's.
+
+    Raises CheckpointError for what is damaged, incomplete, unknown or would come out wrong.
+    """
+    folder = Path(folder)
+    fields = checkpoint.read_json(folder / "config.json")
+    if fields.get("model_type") == "bert":
+        return _fitting(folder, _load_bert(folder, fields), _read_wordpiece(folder))
+    return _fitting(folder, _load_gpt1(folder, fields), _read_character_bpe(folder))
+
+
+def _fitting(folder, model, tokenizer):
+    if tokenizer.n_vocab > model.config.n_vocab:
+        raise CheckpointError(
+            f"{folder} is a model of {model.config.n_vocab:,} tokens, but its vocabulary has "
+            f"{tokenizer.n_vocab:,}: they do not belong together"
+        )
+    return model, tokenizer
+
+
+def _config(folder, fields, sizes, switches):
+    path = folder / "config.json"
+    for key, allowed in switches.items():
+        if key in fields and fields[key] not in allowed:
+            raise CheckpointError(
+                f"{path} says {key} = {fields[key]!r:.99}, but numpygpt computes {allowed[0]!r} "
+                "alone: this model would come out wrong"
+            )
+    missing = [theirs for theirs in sizes.values() if theirs not in fields]
+    checkpoint.raise_all(f"{path} is incomplete, get it again", {"missing": missing})
+    try:
+        return Config(**{ours: fields[theirs] for ours, theirs in sizes.items()})
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+
+
+def _params(folder, arrays, shapes, ignored):
+    """The arrays that `shapes` names, or one error with all that is wrong with them."""
+    faults = {
+        "missing": [name for name in shapes if name not in arrays],
+        "unknown": [f"{n!r:.99}" for n in arrays if n not in shapes and n not in ignored],
+        "misshapen": [
+            f"{name} is {arrays[name].shape} where {shape} is expected"
+            for name, shape in shapes.items()
+            if name in arrays and arrays[name].shape != shape
+        ],
+    }
+    checkpoint.raise_all(f"{folder} is not the model that its config.json describes", faults)
+    return checkpoint.one_dtype({name: arrays[name] for name in shapes}, str(folder))
+
+
+def _renamed(arrays, official, folder):
+    names = {}
+    for name in arrays:
+        if official(name) in names:
+            raise CheckpointError(f"{folder} holds {official(name)} twice, under two names")
+        names[official(name)] = name
+    return {new: arrays[old] for new, old in names.items()}
+
+
+# ---- BERT ---------------------------------------------------------------------------------------
+
+
+def _load_bert(folder, fields):
+    config = _config(folder, fields, BERT_SIZES, BERT_ALONE)
+    arrays = _renamed(checkpoint.read_arrays(folder), _bert_name, folder)
+    _check_layers(folder, config, arrays)
+    heads = [
+        head
+        for head, name in (
+            ("pooler", "bert.pooler.dense.weight"),
+            ("masked", "cls.predictions.transform.dense.weight"),
+            ("next", "cls.seq_relationship.weight"),
+        )
+        if name in arrays
+    ]
+    table = "bert.embeddings.word_embeddings.weight"
+    tied = {"cls.predictions.decoder.weight": table}
+    tied["cls.predictions.decoder.bias"] = "cls.predictions.bias"
+    for copy, source in tied.items():  # the same array under a second name, in some files
+        if copy in arrays and not np.array_equal(arrays[copy], arrays.get(source)):
+            raise CheckpointError(
+                f"{folder}: {copy} differs from {source}, which is its own copy in a BERT: this "
+                "model would come out wrong"
+            )
+    shapes = bert.parameter_shapes(config, fields.get("type_vocab_size", 2), heads)
+    ignored = {*tied, "bert.embeddings.position_ids"}
+    return bert.Bert(config, _params(folder, arrays, shapes, ignored))
+
+
+def _bert_name(name):
+    """The names of Google's time, and those of a file saved without heads, are today's."""
+    name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+    name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+    return name if name.startswith(("bert.", "cls.")) else f"bert.{name}"
+
+
+def _check_layers(folder, config, arrays):
+    if config.n_layer > len(arrays):  # a wrong number should not be believed and counted up to
+        raise CheckpointError(
+            f"{folder} should have {config.n_layer:,} layers, but holds {len(arrays)} arrays: its "
+            "configuration and its weights do not belong together"
+        )
+
+
+def _read_wordpiece(folder):
+    """tokenizer.json decides where it is there, as in transformers; else vocab.txt."""
+    if (folder / "tokenizer.json").is_file():
+        return _wordpiece_json(folder / "tokenizer.json")
+    path = folder / "vocab.txt"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no vocabulary: put its vocab.txt there")
+    try:
+        tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except ValueError:
+        raise CheckpointError(f"{path} is not UTF-8 text: get it again") from None
+    fields = {}
+    if (folder / "tokenizer_config.json").is_file():
+        fields = checkpoint.read_json(folder / "tokenizer_config.json")
+    for role, token in zip(("pad", "unk", "cls", "sep", "mask"), bert.SPECIAL, strict=True):
+        said = fields.get(f"{role}_token", token)
+        said = said.get("content") if isinstance(said, dict) else said
+        if said != token:
+            raise CheckpointError(
+                f"{folder / 'tokenizer_config.json'} has {role}_token {said!r:.99} where BERT has "
+                f"{token!r}: numpygpt would read its texts wrongly"
+            )
+    cased = any(unicodedata.category(c) == "Lu" for t in tokens for c in t if t not in bert.SPECIAL)
+    # Where no file says whether it is cased, the vocabulary does: capitals stand in a cased one.
+    lower = fields.get("do_lower_case", not cased)
+    chinese = fields.get("tokenize_chinese_chars", True)
+    return _wordpiece(path, tokens, lower, fields.get("strip_accents"), chinese)
+
+
+def _wordpiece(path, tokens, lower, strip_accents, chinese):
+    if not (type(lower) is type(chinese) is bool and strip_accents in (None, True, False)):
+        raise CheckpointError(f"{path.parent}: do_lower_case and its like must be true or false")
+    try:
+        return bert.WordPiece(tokens, lower, strip_accents, chinese)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not a BERT's vocabulary: {error}") from None
+
+
+def _wordpiece_json(path):
+    """The one file that transformers 5 saves."""
+    fields, tokens = _tokenizer_json(path, "WordPiece", "BertNormalizer", "BertPreTokenizer")
+    normal, model = fields["normalizer"], fields["model"]
+    prefix = model.get("continuing_subword_prefix", "##")
+    longest = model.get("max_input_chars_per_word", bert.LONGEST)
+    if (prefix, longest, normal.get("clean_text", True)) != ("##", bert.LONGEST, True):
+        raise CheckpointError(f"{path}: it cuts words otherwise than BERT, which numpygpt does")
+    chinese = normal.get("handle_chinese_chars", True)
+    return _wordpiece(path, tokens, normal.get("lowercase"), normal.get("strip_accents"), chinese)
+
+
+def _tokenizer_json(path, *kinds):
+    """Its fields, and its tokens by id: of one kind of model, normalizer and pre-tokenizer."""
+    fields = checkpoint.read_json(path)
+    try:
+        found = tuple(fields[part]["type"] for part in ("model", "normalizer", "pre_tokenizer"))
+        if found != kinds:
+            raise ValueError(f"its kind is {', '.join(found)} where {', '.join(kinds)} is expected")
+        ids = dict(fields["model"]["vocab"])
+        for token in fields.get("added_tokens") or []:
+            if ids.get(token["content"]) != token["id"]:
+                raise ValueError(f"the token {token['content']!r:.99} was added to its vocabulary")
+        tokens = sorted(ids, key=ids.get)
+        if [ids[token] for token in tokens] != list(range(len(tokens))):
+            raise ValueError("its ids are not 0, 1, 2, ...")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error) if isinstance(error, ValueError) else f"{error!r} is not as expected"
+        raise CheckpointError(f"{path} cannot be read here: {reason:.300}") from None
+    return fields, tokens
+
+
+# ---- GPT-1 --------------------------------------------------------------------------------------
+
+
+def _load_gpt1(folder, fields):
+    config = _config(folder, fields, GPT1_SIZES, GPT1_ALONE)
+    arrays = _renamed(checkpoint.read_arrays(folder), _gpt1_name, folder)
+    _check_layers(folder, config, arrays)
+    head, wte = arrays.get("lm_head.weight"), arrays.get("wte.weight")
+    if head is not None and np.array_equal(head, wte):
+        del arrays["lm_head.weight"]
+    ignored = {f"h.{i}.attn.bias" for i in range(config.n_layer)} | {"position_ids"}
+    shapes = gpt1.parameter_shapes(config, tied="lm_head.weight" not in arrays)
+    return gpt1.GPT1(config, _params(folder, arrays, shapes, ignored))
+
+
+def _gpt1_name(name):
+    name = name.removeprefix("transformer.")
+    return {"tokens_embed.weight": "wte.weight", "positions_embed.weight": "wpe.weight"}.get(
+        name, name
+    )
+
+
+def _read_character_bpe(folder):
+    if (folder / "tokenizer.json").is_file():
+        path = folder / "tokenizer.json"
+        fields, tokens = _tokenizer_json(path, "BPE", "BertNormalizer", "BertPreTokenizer")
+        model = fields["model"]
+        if (model.get("end_of_word_suffix"), model.get("unk_token")) != (gpt1.LAST, gpt1.UNKNOWN):
+            raise CheckpointError(f"{path}: its words do not end in {gpt1.LAST}, as GPT-1's do")
+        merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+        return _character_bpe(path, tokens, merges)
+    path = folder / "vocab.json"
+    if not (path.is_file() and (folder / "merges.txt").is_file()):
+        raise CheckpointError(f"{folder} has no vocabulary: put vocab.json and merges.txt there")
+    try:
+        return _character_bpe(path, read_tokens(path), read_merges(folder / "merges.txt"))
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def _character_bpe(path, tokens, merges):
+    try:
+        return gpt1.CharacterBPE(tokens, [tuple(pair) for pair in merges])
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a GPT-1's vocabulary: {error}") from None
