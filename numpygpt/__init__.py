@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # never run: for editors, which complete names and find where they are defined
     from numpygpt.bpe import Tokenizer
+    from numpygpt.check.compare import compare
     from numpygpt.files.checkpoint import save
     from numpygpt.files.pretrained import load
     from numpygpt.formats import CheckpointError
@@ -26,6 +27,7 @@ PUBLIC = {
     "load": "files.pretrained",
     "save": "files.checkpoint",
     "generate": "sample",
+    "compare": "check.compare",
     "Tokenizer": "bpe",
     "GPT2": "model",
     "Config": "model",

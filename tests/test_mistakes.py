@@ -17,9 +17,10 @@ import numpygpt
 from numpygpt import ops, optim, sample
 from numpygpt.bpe import Tokenizer, byte_symbols, pre_tokens
 from numpygpt.check import mistakes
+from numpygpt.check.align import align
 from numpygpt.check.diagnose import Case, diagnose
 from numpygpt.check.mistakes import FORWARD, MISTAKES, OTHERS, apply
-from numpygpt.check.trace import CATALOGUE, CLOSE, align, gap, replay
+from numpygpt.check.trace import CATALOGUE, CLOSE, gap, replay
 from numpygpt.model import GPT2, Config, as_dtype
 
 FORWARD_NAMES = [mistake.name for mistake in FORWARD]
@@ -63,7 +64,7 @@ def golden_gap(*made):
     small = apply(as_dtype(GPT2(models.SMALL, models.small()), np.float64), *made)
     expected = golden("model_small")
     record = replay(small, expected["tokens"])
-    yield from (gap(array, record[name]) for name, array in align(expected, record)[0].items())
+    yield from (gap(array, record[name]) for name, array in align(expected, record).arrays.items())
     cases = golden("model_cases")
     tokens, pads = cases["padded/tokens"], cases["padded/pads"]
     real = np.arange(tokens.shape[1]) >= pads[:, None]
@@ -119,12 +120,15 @@ def case(name, keep=None):
     run = CIRCUMSTANCES.get(name, {})
     dump = replay(apply(model, MISTAKES[name]), tokens, **run)
     dump = {n: a for n, a in dump.items() if keep is None or n in keep}
-    theirs, unknown = align(dump, replay(model, tokens, **run))
-    assert not unknown
-    return Case(model, tokens, theirs, **run)
+    theirs = align(dump, replay(model, tokens, **run))
+    assert not theirs.unknown
+    return Case(model, tokens, theirs.arrays, **run)
 
 
-@pytest.mark.parametrize("name", FORWARD_NAMES)
+CUT = {"padded-vocabulary"}  # superfluous columns are cut off with a remark: nothing else is wrong
+
+
+@pytest.mark.parametrize("name", [n for n in FORWARD_NAMES if n not in CUT])
 def test_named_from_the_whole_record(name):
     found = diagnose(case(name))
     assert [cause.mistake for cause in found.causes] == [name]
@@ -132,7 +136,9 @@ def test_named_from_the_whole_record(name):
     assert found.causes[0].gap <= CLOSE and found.causes[0].times > 10
 
 
-@pytest.mark.parametrize("name", [n for n in FORWARD_NAMES if n != "float16-accumulation"])
+@pytest.mark.parametrize(
+    "name", [n for n in FORWARD_NAMES if n not in CUT | {"float16-accumulation"}]
+)
 def test_named_from_logits_alone(name):
     found = diagnose(case(name, keep=["logits"]))
     assert [cause.mistake for cause in found.causes] == [name]
@@ -163,10 +169,10 @@ def test_wrong_versions_of_one_operation():
 
 def test_bfloat16_rounds_to_nearest_ties_to_even():
     x = np.array([1, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -1e-3, 0, np.inf, -np.inf])
-    rounded = mistakes.to_bfloat16(x.astype(np.float32))
+    rounded = mistakes.forward.to_bfloat16(x.astype(np.float32))
     expected = [1, 1, 1 + 2**-6, 1 + 2**-7, -0.00099945068359375, 0, np.inf, -np.inf]
     np.testing.assert_array_equal(rounded, np.float32(expected))
-    assert np.isnan(mistakes.to_bfloat16(np.float32([np.nan])))
+    assert np.isnan(mistakes.forward.to_bfloat16(np.float32([np.nan])))
 
 
 def test_float16_accumulation_loses_small_terms():
@@ -249,7 +255,7 @@ def test_wrong_optimizers_leave_the_golden_path(name):
         return params
 
     right, mistaken = parameters_after(optim.adamw), parameters_after(wrong(name))
-    same = parameters_after(mistakes._adam())  # the same code without a mistake
+    same = parameters_after(mistakes.others._adam())  # the same code without a mistake
     assert max(gap(same[n], right[n]) for n in names) < 1e-12
     assert max(gap(mistaken[n], right[n]) for n in names) > CLOSE
 
@@ -288,7 +294,9 @@ def test_wrong_encoders_give_other_ids_for_the_same_text(name, tokens, tokenizer
 
 def test_the_slow_encoder_is_right_without_a_mistake(tokenizer):
     text = "abc abcabbc saab ünï 12"
-    assert mistakes._encode(tokenizer, text, mistakes._lowest_rank) == tokenizer.encode(text)
+    assert mistakes.others._encode(
+        tokenizer, text, mistakes.others._lowest_rank
+    ) == tokenizer.encode(text)
 
 
 TEXTS = {

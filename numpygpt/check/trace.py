@@ -1,11 +1,10 @@
 """What a forward pass computed, by name, and where two forward passes part.
 
 The catalogue lists what `forward` records. `replay` runs the same forward pass on somebody else's
-numbers, each step on what *they* had before it, so that a step is judged by itself. `align` brings
-the names and layouts of other programs to ours.
+numbers, each step on what *they* had before it, so that a step is judged by itself. `gap` is the
+distance of two tensors.
 """
 
-import contextlib
 import functools
 import inspect
 import re
@@ -14,8 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from numpygpt import model as forward
-from numpygpt import ops
-from numpygpt.model import GPT2, with_ops
+from numpygpt.model import GPT2
 
 CLOSE = 1e-5  # relative gap of a tensor; correct float32 code stays below 1e-6
 HIDDEN = -5e3  # a score below this is masked, whatever number the mask is made of
@@ -93,16 +91,7 @@ END = (
     E("logits", "B T V", "ln_f wte^T", "unembed", "logits", "logits", "logits"),
 )  # fmt: skip
 CATALOGUE = EMBEDDINGS + BLOCK + END
-# Second names: modules whose output is an entry under another name.
-SYNONYMS = {
-    "drop": "h.0.resid_pre",
-    "encoded": "h.0.resid_pre",
-    "lm_head": "logits",
-    "unembed": "logits",
-    "h.{i}.attn": "h.{i}.attn.c_proj",
-    "h.{i}.mlp": "h.{i}.mlp.c_proj",
-    "blocks.{i}.attn.hook_attn_out": "h.{i}.attn.c_proj",
-}
+LETTERS = {entry.name: entry.shape.split() for entry in CATALOGUE}
 
 
 def catalogue() -> str:
@@ -117,11 +106,17 @@ def catalogue() -> str:
 
 def is_entry(name: str) -> bool:
     """Is this one of our names?"""
-    return _template(name) in LETTERS
+    return template(name) in LETTERS
 
 
-def _template(name):
+def template(name: str) -> str:
+    """The entry's name in the catalogue: "h.3.ln_1" -> "h.{i}.ln_1"."""
     return re.sub(r"^h\.\d+\.", "h.{i}.", name)
+
+
+def kind(name: str) -> str:
+    """The entry's name without its block: "h.3.ln_1" -> "ln_1"."""
+    return template(name).removeprefix("h.{i}.")
 
 
 @functools.cache
@@ -131,245 +126,112 @@ def entries(n_layer: int) -> dict[str, Entry]:
     return {entry.name: entry for entry in (*EMBEDDINGS, *blocks, *END)}
 
 
-def other_names(n_layer: int) -> dict[str, str]:
-    """Any library's name of an entry -> our name. llm.c's arrays are stacked: "ln1.0" is ln1[0]."""
-    names = {f"hidden_states.{n_layer}": "ln_f"}  # transformers' last one has passed the norm
-    for i in range(n_layer):
-        for entry in CATALOGUE:
-            llm_c = f"{entry.llm_c}.{i}" if entry.llm_c in STACKED else entry.llm_c
-            for name in (entry.name, entry.transformers, entry.transformer_lens, llm_c):
-                names.setdefault(name.format(i=i), entry.name.format(i=i))
-        names |= {a.format(i=i): b.format(i=i) for a, b in SYNONYMS.items()}
-    return {name: ours for name, ours in names.items() if name}
-
-
-STACKED = {entry.llm_c for entry in BLOCK if entry.llm_c} | {"hidden_states", "attentions"}
-MADE_BY = {entry.operation for entry in CATALOGUE if entry.operation}
-
-
-# ---- the record, whole or from given numbers ----------------------------------------------------
-
-
-class _Enough(Exception):
-    """Raised in a replay when the last tensor that was asked for is there."""
-
-
-def replay(model: GPT2, tokens, pads=None, chunks=None, theirs=None, fit=None, until=None):
-    """The record of a forward pass in which each step works on *their* numbers where there are any.
-
-    tokens (B, T), pads (B,) as in `forward`. chunks: lengths of the pieces that go through a KV
-    cache, or None for all at once; the record is joined to that of the whole. theirs: entries that
-    take the place of what was computed, *after* that has been recorded. fit: see `Mistake`. until:
-    the entry after which to stop. Without `theirs` this is the record of `forward` itself.
-    """
-    chunks = chunks or [tokens.shape[1]]
-    if min(chunks) < 1 or sum(chunks) != tokens.shape[1]:
-        raise ValueError(f"the chunks {chunks} do not add up to the {tokens.shape[1]} tokens")
-    cache = model.cache(len(tokens)) if len(chunks) > 1 else None
-    until = until if cache is None else None  # a cache is only good after a whole forward pass
-    parts, start = [], 0
-    for length in chunks:
-        piece = slice(start, start + length)
-        given = {n: _piece(n, a, piece) for n, a in (theirs or {}).items() if _has_axes(n, a)}
-        parts.append({"tokens": tokens[:, piece]})
-        watched = _watched(model, parts[-1], given, fit, until)
-        with np.errstate(all="ignore"), contextlib.suppress(_Enough):  # mistakes overflow
-            watched.forward(tokens[:, piece], cache, pads, keep="everything")
-        start += length
-    record = {name: _joined(name, [part[name] for part in parts], start) for name in parts[-1]}
-    record |= {_next_pre(name): array for name, array in record.items() if _next_pre(name)}
-    return {name: record[name] for name in entries(model.config.n_layer) if name in record}
-
-
-def _watched(model, record, given, fit, until):
-    """The model with operations that record what they return and hand on what is given instead.
-
-    The operations come in the order of the catalogue, so the next entry is the next result's name.
-    """
-    made = iter(_made(model.config.n_layer))
-
-    def watching(operation):
-        op = getattr(model.ops, operation)
-
-        def watched(*args):
-            result, (name, expected) = op(*args), next(made)
-            assert operation == expected, (name, operation)
-            if name == "positions":  # one row for all, or with padding one for each
-                result = np.broadcast_to(result, record["tokens"].shape)
-            theirs = given.get(name)
-            fitted = fit(operation, args, result, theirs) if fit and theirs is not None else None
-            record[name] = result if fitted is None else fitted
-            if name == until:
-                raise _Enough
-            return theirs if theirs is not None and theirs.shape == result.shape else result
-
-        return watched
-
-    return with_ops(model, **{operation: watching(operation) for operation in MADE_BY})
-
-
-@functools.cache
-def _made(n_layer):
-    """(entry, the operation that makes it) in order: all but resid_pre after the first block."""
-    copies = {_next_pre(name) for name in entries(n_layer)}
-    found = [(n, e.operation) for n, e in entries(n_layer).items() if n not in copies]
-    return [(name, operation) for name, operation in found if operation]
-
-
-def _next_pre(name):
+def next_pre(name: str) -> str:
     """A block's resid_post is the next one's resid_pre; "" for other entries."""
     block, _, rest = name.rpartition(".")
     return f"h.{int(block[2:]) + 1}.resid_pre" if rest == "resid_post" else ""
 
 
-def _axis(name, array, letters):
-    """The first axis of an entry that is named by one of the letters, counted from the right."""
-    shape = LETTERS[_template(name)]
+# ---- the record, whole or from given numbers ----------------------------------------------------
+
+
+def replay(model: GPT2, tokens, pads=None, chunks=None, theirs=None) -> dict[str, np.ndarray]:
+    """The record of a forward pass in which each step works on *their* numbers where there are any.
+
+    tokens (B, T), pads (B,) as in `forward`. chunks: lengths of the pieces that go through a KV
+    cache, or None for all at once; the record is joined to that of the whole. theirs: entries that
+    take the place of what was computed, *after* that has been recorded; they have the shapes of
+    ours. Without `theirs` this is the record of `forward` itself, with positions for every row.
+    Raises ValueError for chunks that do not add up to T.
+    """
+    chunks = chunks or [tokens.shape[1]]
+    if min(chunks) < 1 or sum(chunks) != tokens.shape[1]:
+        raise ValueError(f"the chunks {chunks} do not add up to the {tokens.shape[1]} tokens")
+    cache = model.cache(len(tokens)) if len(chunks) > 1 else None
+    parts, start = [], 0
+    for length in chunks:
+        piece = slice(start, start + length)
+        given = {n: _piece(n, a, piece) for n, a in (theirs or {}).items() if n != "tokens"}
+        with np.errstate(all="ignore"):  # mistakes overflow
+            parts.append(
+                model.forward(tokens[:, piece], cache, pads, keep="everything", given=given)[1]
+            )
+        start += length
+    record = {name: _joined(name, [part[name] for part in parts], start) for name in parts[-1]}
+    record.pop("pads", None)
+    return record | {"wpe": np.broadcast_to(record["wpe"], record["wte"].shape)}
+
+
+def first_blocks(model: GPT2, n: int) -> GPT2:
+    """The same model without the blocks after the first n: their steps need not be computed."""
+    dropped = tuple(f"h.{i}." for i in range(n, model.config.n_layer))
+    params = {name: a for name, a in model.params.items() if not name.startswith(dropped)}
+    return GPT2(replace(model.config, n_layer=n), params, model.ops) if dropped else model
+
+
+def axis(name: str, array, letters: str) -> int | None:
+    """The first axis of an entry that is named by one of the letters, or None."""
+    shape = LETTERS[template(name)]
     return next((array.ndim - len(shape) + i for i, x in enumerate(shape) if x in letters), None)
 
 
-LETTERS = {entry.name: entry.shape.split() for entry in CATALOGUE}
-
-
-def _has_axes(name, array):
-    return array.ndim >= len(LETTERS[_template(name)])
-
-
 def _piece(name, array, piece):
-    """What belongs to a piece of the tokens: of keys and values the new ones, of scores all."""
-    axis = _axis(name, array, "TS")
+    """What belongs to a piece of the tokens: its own rows, and of the keys all up to its end."""
     if name.endswith((".scores", ".pattern")):
         array = array[..., : piece.stop]
-    return array if axis is None else array[(slice(None),) * axis + (piece,)]
+    at = axis(name, array, "TS")
+    start = 0 if name.endswith((".k", ".v")) else piece.start
+    return array if at is None else array[(slice(None),) * at + (slice(start, piece.stop),)]
 
 
 def _joined(name, arrays, n_keys):
     """The pieces of an entry side by side; scores get -inf, and the pattern 0, for later keys."""
-    if len(arrays) == 1:
-        return arrays[0]
+    if len(arrays) == 1 or name == "pads" or name.endswith((".k", ".v")):
+        return arrays[-1]  # with a cache the last piece has all the keys and values
     if name.endswith((".scores", ".pattern")):
         fill = -np.inf if name.endswith(".scores") else 0
         widths = [[(0, 0)] * 3 + [(0, n_keys - a.shape[3])] for a in arrays]
         arrays = [np.pad(a, w, constant_values=fill) for a, w in zip(arrays, widths, strict=True)]
-    return np.concatenate(arrays, _axis(name, arrays[0], "TS"))
-
-
-# ---- their tensors, under our names and in our layout -------------------------------------------
-
-
-def align(theirs: dict, ours: dict, params=None) -> tuple[dict, list[str]]:
-    """Their arrays under our names, in our layout and order; and the names nobody knows.
-
-    ours: our record of the same run, which tells the shapes; where two layouts would fit, the
-    closer one is taken. An array that fits in none is kept as it is. params: the model's, for norms
-    that were dumped before their gain. Raises ValueError if no name is known, or two names mean the
-    same entry.
-    """
-    n_layer = 1 + max((int(name.split(".")[1]) for name in ours if name[:2] == "h."), default=0)
-    names, aligned, unknown, taken = other_names(n_layer), {}, [], {}
-    for name, array in _unstacked(theirs, n_layer).items():
-        entry = names.get(_plain(name))
-        if entry not in ours or array.dtype.kind not in "fiu":
-            unknown.append(name)
-            continue
-        if entry in taken:
-            raise ValueError(f"{name!r} and {taken[entry]!r} are both {entry}: keep one of them")
-        taken[entry] = name
-        views = list(_views(array, entry, ours[entry]))
-        if "hook_normalized" in name and params:
-            views += list(_views(_with_gain(array, entry, params), entry, ours[entry]))
-        aligned[entry] = min(views, key=lambda v: gap(v, ours[entry])) if views else array
-    if not aligned:
-        raise ValueError(
-            f"none of the names {', '.join(theirs)[:200]} is one that numpygpt, transformers, "
-            "TransformerLens or llm.c has: `numpygpt trace --list` shows them"
-        )
-    for post in [name for name in ours if _next_pre(name) in aligned]:
-        aligned.setdefault(post, aligned[_next_pre(post)])
-    return {name: aligned[name] for name in ours if name in aligned}, unknown
-
-
-def _plain(name):
-    """hidden_states[3], hidden_states_3, transformer.h.0.attn, model/h/0/attn: with plain dots."""
-    name = re.sub(r"\[(\d+)\]", r".\1", name.replace("/", "."))
-    name = re.sub(r"^(model\.|transformer\.)+", "", name)
-    return re.sub(r"^(hidden_states|attentions)_", r"\1.", name)
-
-
-def _unstacked(theirs, n_layer):
-    """Arrays with an axis for the layers as one array a layer; llm.c leaves masked scores as they
-    were in memory, and pads the vocabulary of its logits."""
-    arrays = {}
-    for name, array in theirs.items():
-        if name not in STACKED:
-            arrays[name] = array
-        elif array.ndim < 2 or len(array) not in (n_layer, n_layer + 1):
-            raise ValueError(f"{name!r} has shape {array.shape}: its first axis should be layers")
-        else:
-            arrays |= {f"{name}.{i}": part for i, part in enumerate(array)}
-    for name, array in arrays.items():
-        if name.startswith("preatt."):
-            future = np.triu(np.ones(array.shape[-2:], bool), 1)
-            arrays[name] = np.where(future, -np.inf, array)
-    return arrays
-
-
-def _views(array, name, ours):
-    """Every way to read an array as the entry: with our record's shape, or, for logits, of the last
-    tokens alone or of a padded vocabulary."""
-    shape = ours.shape
-    for view in _layouts(array, name, ours):
-        if view.shape == shape:
-            yield view
-        elif name == "logits" and view.ndim == 3 and len(view) == shape[0]:
-            if view.shape[1] in (1, shape[1]) and view.shape[2] >= shape[2]:
-                yield view
-
-
-def _layouts(array, name, ours):
-    shape, kind = ours.shape, name.rpartition("attn.")[2]
-    if array.ndim == 1 and array.size == ours.size:
-        yield array.reshape(shape)
-    if name in ("positions", "wpe") and array.shape in (shape[1:], (1, *shape[1:])):
-        yield np.broadcast_to(array, shape)
-    for a in (array, array[None]):  # the axis of the batch may be left out
-        yield a
-        if kind in ("q", "k", "v") and a.ndim == 4:
-            yield a.swapaxes(1, 2)  # (B, T, H, D)
-        elif kind in ("q", "k", "v") and a.ndim == 3 and a.shape[2] == shape[1] * shape[3]:
-            yield ops.split_heads(a, shape[1])
-        elif kind == "z" and a.ndim == 4:
-            yield a.reshape(*a.shape[:2], -1)  # (B, T, H, D)
-            yield ops.merge_heads(a)  # (B, H, T, D)
-        elif name == "logits" and a.ndim == 2:
-            yield a[:, None]  # (B, V), of the last token
-
-
-def _with_gain(array, name, params):
-    gain, bias = params[f"{name}.weight"], params[f"{name}.bias"]
-    return array * gain + bias if array.shape[-1:] == gain.shape else array
+    return np.concatenate(arrays, axis(name, arrays[0], "TS"))
 
 
 # ---- two tensors side by side -------------------------------------------------------------------
 
 
 def gap(theirs, ours) -> float:
-    """max |theirs - ours| / max |ours|; infinite where only one is a number, or shapes differ.
-
-    Masked scores, -inf or below HIDDEN, equal each other.
-    """
+    """The largest gap of a row, see `row_gaps`; infinite where shapes differ."""
     theirs, ours = _facing(theirs, ours)
-    if theirs.shape != ours.shape:
-        return np.inf
-    with np.errstate(invalid="ignore"):
-        difference = np.where(_same(theirs, ours), 0, np.abs(theirs - ours))
-    worst = difference.max(initial=0.0)
-    return float(np.inf if np.isnan(worst) else worst / _scale(ours))
+    return float(row_gaps(theirs, ours).max(initial=0.0)) if theirs.shape == ours.shape else np.inf
 
 
-def _scale(ours):
-    """The largest number, masks apart."""
-    return np.abs(ours[np.isfinite(ours) & (ours > HIDDEN)]).max(initial=0.0) or 1.0
+def row_gaps(theirs, ours) -> np.ndarray:
+    """max |theirs - ours| / scale of each row, a row being the last axis: one token, or one query.
+
+    The scale is max |ours| of the row, but at least that of the median row. So one token with
+    massive activations does not hide what is wrong in the others, and a row of nearly nothing is
+    not blamed for the noise of sums. Masked scores, -inf or below HIDDEN, equal each other; where
+    only one is a number, the gap is infinite.
+    """
+    apart = _apart(theirs, ours).reshape(-1, theirs.shape[-1] if theirs.ndim else 1)
+    return apart.max(-1, initial=0.0) / _scales(ours)
+
+
+def _apart(theirs, ours):
+    hidden = (theirs <= HIDDEN) & (ours <= HIDDEN)
+    same = (theirs == ours) | hidden | (np.isnan(theirs) & np.isnan(ours))
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = np.where(same, 0, np.abs(theirs - ours))
+    return np.where(np.isnan(apart), np.inf, apart)
+
+
+def _scales(ours):
+    """The largest number of each row, masks apart, but no less than the median of these."""
+    rows = ours.reshape(-1, ours.shape[-1] if ours.ndim else 1)
+    shown = np.where(np.isfinite(rows) & (rows > HIDDEN), np.abs(rows), 0)
+    scales = shown.max(-1, initial=0.0)
+    if not scales.any():
+        return np.ones(len(rows))
+    return np.maximum(scales, np.median(scales[scales > 0]))
 
 
 def _facing(theirs, ours):
@@ -380,15 +242,10 @@ def _facing(theirs, ours):
     return theirs, ours
 
 
-def _same(theirs, ours):
-    hidden = (theirs <= HIDDEN) & (ours <= HIDDEN)
-    return (theirs == ours) | hidden | (np.isnan(theirs) & np.isnan(ours))
-
-
 @dataclass(frozen=True)
 class Row:
-    """One tensor of a comparison. status: "exact", "close", "differs" or "shape"; worst: where the
-    two are furthest apart, and what they are there."""
+    """One tensor of a comparison. status: "exact", "close", "differs", "nan" or "shape"; max_rel:
+    its `gap`; worst: where that is, and what the two are there; whose: their name of it."""
 
     name: str
     status: str
@@ -397,45 +254,49 @@ class Row:
     worst: tuple[int, ...] = ()
     theirs: float = np.nan
     ours: float = np.nan
+    whose: str = ""
+
+    @property
+    def right(self) -> bool:
+        """Is it ours, but for the noise of floating point?"""
+        return self.status in ("exact", "close")
 
 
-def compare_tensor(name, theirs, ours, line=CLOSE) -> Row:
-    """The row for one tensor; `line` is the largest relative gap that is still close."""
+def compare_tensor(name, theirs, ours, whose="") -> Row:
+    """The row for one tensor."""
     theirs, ours = _facing(theirs, ours)
     if theirs.shape != ours.shape:
-        return Row(name, "shape", np.inf, np.inf, theirs.shape)
+        return Row(name, "shape", np.inf, np.inf, theirs.shape, whose=whose)
     if np.array_equal(theirs, ours, equal_nan=True):
-        return Row(name, "exact", 0.0, 0.0)
-    with np.errstate(invalid="ignore"):
-        apart = np.where(_same(theirs, ours), 0, np.abs(theirs - ours))
-    apart = np.where(np.isnan(apart), np.inf, apart)
-    at = np.unravel_index(apart.argmax(), apart.shape)
-    relative = float(apart[at]) / _scale(ours)
-    status = "close" if relative <= line else "differs"
+        return Row(name, "exact", 0.0, 0.0, whose=whose)
+    apart, width = _apart(theirs, ours), theirs.shape[-1] if theirs.ndim else 1
+    relative = apart.reshape(-1, width) / _scales(ours)[:, None]
+    at = np.unravel_index(relative.argmax(), theirs.shape)
+    status = "close" if relative.max() <= CLOSE else "differs"
+    if status == "differs" and np.isnan(theirs).all():
+        status = "nan"
     worst = tuple(int(i) for i in at)
-    return Row(name, status, float(apart[at]), relative, worst, float(theirs[at]), float(ours[at]))
+    numbers = float(apart.max()), float(relative.max()), worst, float(theirs[at]), float(ours[at])
+    return Row(name, status, *numbers, whose)
 
 
-def compare_records(theirs: dict, ours: dict, pads=None, lines=None) -> list[Row]:
-    """A row for each tensor of theirs, in our order; padding is left out."""
+def compare_records(theirs: dict, ours: dict, valid=None, whose=None) -> list[Row]:
+    """A row for each tensor of theirs, in our order; padding is left out, see `real`."""
     return [
         compare_tensor(
-            name,
-            real(name, array, pads),
-            real(name, ours[name], pads),
-            (lines or {}).get(name, CLOSE),
+            name, real(name, array, valid), real(name, ours[name], valid), (whose or {}).get(name)
         )
         for name, array in theirs.items()
     ]
 
 
-def real(name, array, pads, filling=0.0):
-    """The array with the rows of padding tokens replaced by `filling`: nobody reads them."""
-    axis = _axis(name, array, "TS")
-    if pads is None or not axis or len(array) != len(pads):
-        return array
-    if array.shape[axis] == 1:  # logits of the last token, which is never padding
-        return array
-    padding = np.arange(array.shape[axis]) < np.asarray(pads)[:, None]
-    shape = [array.shape[i] if i in (0, axis) else 1 for i in range(array.ndim)]
-    return np.where(padding.reshape(shape), filling, array)
+def real(name, array, valid, filling=0.0):
+    """The array with the rows of padding tokens replaced by `filling`: nobody reads them.
+
+    valid (B, T): 1 for real tokens; None if all are real.
+    """
+    at = axis(name, array, "TS")
+    if valid is None or not at or len(array) != len(valid) or array.shape[at] != valid.shape[1]:
+        return array  # logits of the last token alone are never of padding
+    shape = [array.shape[i] if i in (0, at) else 1 for i in range(array.ndim)]
+    return np.where(np.reshape(valid, shape) != 0, array, filling)

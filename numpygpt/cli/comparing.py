@@ -1,12 +1,11 @@
 """trace, compare: the tensors of a forward pass, ours and another program's."""
 
-import dataclasses
 import fnmatch
 import json
 import os
 
 from numpygpt.cli.models import load
-from numpygpt.cli.shell import MODEL
+from numpygpt.cli.shell import MODEL, say
 
 
 def trace_command(args):
@@ -35,69 +34,90 @@ def trace_command(args):
 
 def compare_command(args):
     """Compare another program's tensors with ours, and name the mistake."""
-    from numpygpt.check import diagnose, trace
+    from numpygpt.check import diagnose
+    from numpygpt.check.compare import compare, compare_with_record
 
-    theirs, ours, name = _dumps(args)
+    files, prompts = _files_and_prompts(args)
+    theirs, ours, name = _dumps(files, args)
+    names = _map(args.names) if args.names else None
     if name is None:
-        aligned, unknown = trace.align(theirs, ours)
-        found = diagnose.difference(aligned, ours, ours.get("pads"))
-        found = dataclasses.replace(found, note="give --model to find the cause")
+        found = compare_with_record(theirs, ours, names)
     else:
-        case, unknown = _case(args, theirs, ours, name)
-        found = diagnose.diagnose(case)
-    if args.json:
-        print(json.dumps(diagnose.as_json(found) | {"not_compared": unknown}, indent=1))
-    else:
-        print(diagnose.report(found))
-        if unknown:
-            print(f"not compared: {', '.join(unknown)}")
-    return 0 if found.first is None else 1
+        model, tokenizer = _load_for(prompts, name)
+        tokens, pads = _computed(prompts, args, tokenizer, theirs, ours)
+        chunks = _integers(args.chunks, "--chunks") if args.chunks else None
+        found = compare(theirs, model, tokens, pads=pads, chunks=chunks, names=names, say=say)
+    print(json.dumps(diagnose.as_json(found), indent=1) if args.json else diagnose.report(found))
+    return found.exit_status
 
 
-def _dumps(args):
+def _files_and_prompts(args):
+    """What is named first is a file; what follows is one too if it is there or is called like one,
+    and otherwise a prompt."""
+    from numpygpt.formats import dump
+
+    if args.logits:
+        return [args.logits], args.prompt + args.files
+    files = args.files[:1]
+    for argument in args.files[1:]:
+        if os.path.exists(argument) or argument.endswith(dump.ENDINGS):
+            files.append(argument)
+    prompts = [x for x in args.files if x not in files]
+    if len(files) not in (1, 2):
+        raise ValueError("name their file, or our file and theirs, and then the prompt")
+    return files, args.prompt + prompts
+
+
+def _dumps(files, args):
     """Their arrays, ours or {}, and the name of the model, None if nobody says it."""
     from numpygpt.check import trace
     from numpygpt.formats import dump
 
-    if args.logits:
-        return dump.read(args.logits), {}, args.model or "tales"
-    if len(args.files) not in (1, 2):
-        raise ValueError("name their file, or our file and theirs")
-    theirs = dump.read(args.files[-1])
-    if len(args.files) == 1:
-        return theirs, {}, args.model or "tales"
-    ours = dump.read(args.files[0])
-    name = args.model or dump.model_of(args.files[0], ours)
+    theirs = dump.read(files[-1])
+    if len(files) == 1:
+        said = args.model or dump.model_of(files[0], theirs) or "tales"
+        return {n: a for n, a in theirs.items() if n != "model"}, {}, said
+    ours = dump.read(files[0])
+    name = args.model or dump.model_of(files[0], ours)
     known = {name: array for name, array in ours.items() if trace.is_entry(name)}
     if not known:
-        raise ValueError(f"{args.files[0]} has no tensor under our names: make it with trace -o")
+        raise ValueError(f"{files[0]} has no tensor under our names: make it with trace -o")
     return theirs, known, name or None
 
 
-def _case(args, theirs, ours, name):
-    """What to explain, and the names nobody knows."""
+def _computed(prompts, args, tokenizer, theirs, ours):
+    """Tokens and padding as the options say them, or as our file does; None: theirs may say it."""
     import numpy as np
 
-    from numpygpt.check import diagnose, trace
-
-    prompts = args.prompt + (args.files if args.logits else [])
-    model, tokenizer = _load_for(prompts, name)
-    given = {**theirs, **ours}
-    ids = next((given[n] for n in ("tokens", "input_ids", "inputs") if n in given), None)
+    tokens, pads = None, None
     if prompts or args.tokens:
         tokens, pads = _token_rows(prompts, args.tokens, tokenizer)
-    elif ids is None:
-        raise ValueError(
-            "say what was computed: --tokens, --prompt, or an array `tokens` in the dump"
-        )
-    else:
-        tokens, pads = _as_ids(ids), given.get("pads")
+    elif "tokens" in ours:
+        tokens, pads = ours["tokens"], ours.get("pads")
+    elif "pads" in theirs:
+        pads = theirs["pads"].astype(np.int64)
     if args.pads:
         pads = np.array(_integers(args.pads, "--pads"))
-    chunks = _integers(args.chunks, "--chunks") if args.chunks else None
-    right = trace.replay(model, tokens, pads, chunks)
-    aligned, unknown = trace.align(theirs, right, model.params)
-    return diagnose.Case(model, tokens, aligned, pads, chunks), unknown
+    return tokens, pads
+
+
+def _map(path):
+    """--names: {their name: our entry, or null to leave it out}."""
+    from numpygpt.check import trace
+    from numpygpt.files import text
+
+    try:
+        names = json.loads(text.read(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(names, dict):
+        raise ValueError(f"{path} should hold {{their name: our name, or null}}")
+    for theirs, ours in names.items():
+        if ours is not None and not (isinstance(ours, str) and trace.is_entry(ours)):
+            raise ValueError(
+                f"{path} says {theirs!r} is {ours!r}, which is not an entry: see trace --list"
+            )
+    return names
 
 
 def _load_for(prompts, name):
@@ -105,15 +125,6 @@ def _load_for(prompts, name):
     from numpygpt.files import checkpoint, pretrained
 
     return load(name) if prompts else (checkpoint.load_folder(pretrained.find(name)), None)
-
-
-def _as_ids(array):
-    import numpy as np
-
-    ids = np.atleast_2d(array)
-    if not np.array_equal(ids, np.round(ids)):
-        raise ValueError("the dump's tokens are no integers")
-    return ids.astype(np.int64)
 
 
 def _integers(text, option):
@@ -150,11 +161,17 @@ def add(command):
     p.add_argument("--list", action="store_true", help="print names, shapes, formulas, sources")
 
     p = command(compare_command)
-    p.add_argument("files", nargs="*", help="our file, which may be left out, and theirs")
+    p.add_argument(
+        "files",
+        nargs="*",
+        metavar="FILE",
+        help="their file, or ours and theirs; what follows is the prompt",
+    )
     p.add_argument("--model", help="name or folder (default: the one that made our file, or tales)")
     p.add_argument("--tokens", action="append", default=[], help='what was computed: "17 310 203"')
     p.add_argument("--prompt", action="append", default=[], help="the same as text; repeatable")
     p.add_argument("--pads", help='padding tokens at the left of each row: "0 3"')
     p.add_argument("--chunks", help="lengths of the pieces that went through a KV cache: 4,1,1")
     p.add_argument("--logits", metavar="FILE", help="their logits alone; then give the prompt")
-    p.add_argument("--json", action="store_true")
+    p.add_argument("--names", metavar="MAP.json", help='what theirs are: {"layer0_out": "h.0..."}')
+    p.add_argument("--json", action="store_true", help="the diagnosis as JSON")

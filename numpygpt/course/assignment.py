@@ -427,7 +427,9 @@ def hypotheses(check: Check, f: Fixture) -> Iterable[tuple[str, str, Callable]]:
             yield name, why, _differences(right_answer(forward, f), wrong, len(check.returns))
         yield "dy-ignored", "The gradient that comes in, dy, is not used.", _without_dy(check)
     elif check.places:
-        merged = functools.cache(lambda word: mistakes.merges_across_words(f.tokenizer, word))
+        merged = functools.cache(
+            lambda word: mistakes.others.merges_across_words(f.tokenizer, word)
+        )
         for mistake in mistakes.OTHERS:
             if mistake.place in check.places:
                 yield mistake.name, mistake.why, _as_function(check, _way(mistake, f, merged))

@@ -16,6 +16,7 @@ UNREADABLE = (
     ValueError, TypeError, EOFError, KeyError, SyntaxError, OverflowError, MemoryError,
     RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
+ENDINGS = (".npz", ".npy", ".safetensors", ".json", ".bin")
 BFLOAT16 = np.dtype("V2")  # what NumPy makes of an ml_dtypes.bfloat16 it does not know
 
 

@@ -1,8 +1,7 @@
-"""The mistakes people make when they write GPT-2, each as a function that makes it.
+"""The mistakes of the forward pass, each as a function that makes it.
 
-A mistake of the forward pass is a function of a model that returns the operations to replace in it,
-so that the one forward pass of `model.py` makes the mistake: `apply(model, MISTAKES["erf-gelu"])`.
-The others are whole functions that take what the right function takes.
+It takes a model and returns the operations to replace in it, so that the one forward pass of
+`model.py` makes the mistake: `apply(model, MISTAKES["erf-gelu"])`.
 
 Replaced operations call those they replace, so several mistakes can be made at once. They are
 applied in the order of FORWARD: those that change an argument stand before those that recognise a
@@ -10,15 +9,12 @@ parameter by being the same array.
 """
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from numpygpt import ops as right
-from numpygpt import optim, sample
-from numpygpt.bpe import pre_tokens
 from numpygpt.model import GPT2, with_ops
 
 
@@ -26,9 +22,7 @@ from numpygpt.model import GPT2, with_ops
 class Mistake:
     """One mistake. `place`: the entry of the record in which it shows first, or the function it
     stands in for. `why`: why it is wrong, and how to fix it. `seen`: where it was met. `make`: for
-    the forward pass, model -> {operation: replacement}; otherwise the wrong function. `fit`: for
-    mistakes with numbers that nobody can know, (operation, arguments, right result, their result)
-    -> what the mistake gives with those numbers read off their result, or None.
+    the forward pass, model -> {operation: replacement}; otherwise the wrong function.
     """
 
     name: str
@@ -36,7 +30,6 @@ class Mistake:
     why: str
     seen: str
     make: Callable
-    fit: Callable | None = None
 
 
 def apply(model: GPT2, *mistakes: Mistake) -> GPT2:
@@ -244,22 +237,6 @@ def _dropout(model):
     return _branches(residual)(model) | {"softmax": lambda x: drop(model.ops.softmax(x))}
 
 
-def _fit_dropout(operation, args, ours, theirs):
-    """Their mask is where their result, or what they added to the stream, is 0."""
-    if operation not in ("softmax", "residual") or theirs.shape != ours.shape:
-        return None
-    sums = [(0, ours)] + ([args] if operation == "residual" else [])
-    for x, y in sums:
-        y, added = np.broadcast_to(y, theirs.shape), theirs - x
-        dropped = np.abs(added) < 1e-6 * np.abs(theirs).max()
-        large = np.abs(y) > 1e-3 * np.abs(y).max()  # elsewhere a 0 tells nothing
-        if large.any() and 0 < dropped[large].mean() < 0.6:
-            factor = np.median(added[large & ~dropped] / y[large & ~dropped])
-            if factor > 1.005:
-                return x + np.where(dropped, 0, y * factor)
-    return None
-
-
 # ---- attention ----------------------------------------------------------------------------------
 
 
@@ -414,16 +391,6 @@ def _other_table(model, table):
     return np.random.default_rng(0).normal(0, 0.02, table.shape)
 
 
-def _fit_table(operation, args, ours, theirs):
-    """Logits that are linear in ln_f, but with another table; more rows than columns must tell."""
-    if operation != "unembed" or theirs.shape != ours.shape:
-        return None
-    x, y = (a.reshape(-1, a.shape[-1]) for a in (args[0], theirs))
-    if len(x) <= x.shape[1] or not np.isfinite(x).all() or not np.isfinite(y).all():
-        return None
-    return (x @ np.linalg.lstsq(x, y, rcond=None)[0]).reshape(theirs.shape)
-
-
 def _padded(model, table):
     return np.pad(table, ((0, -len(table) % 64), (0, 0)))
 
@@ -440,159 +407,6 @@ def _centred_stream(model):
         "linear": linear,
         "unembed": lambda x, table: _centred(ops.unembed(x, table)),
     }
-
-
-# ---- loss ---------------------------------------------------------------------------------------
-
-
-def loss_not_shifted(logits, targets, mask=None):
-    """Each position is asked for its own token, which is the target of the position before."""
-    mask = None if mask is None else np.asarray(mask)[:, :-1]
-    return right.cross_entropy(logits[:, 1:], np.asarray(targets)[:, :-1], mask)
-
-
-def loss_shifted_twice(logits, targets, mask=None):
-    mask = None if mask is None else np.asarray(mask)[:, 1:]
-    return right.cross_entropy(logits[:, :-1], np.asarray(targets)[:, 1:], mask)
-
-
-def loss_over_padding(logits, targets, mask=None):
-    return right.cross_entropy(logits, np.maximum(targets, 0))
-
-
-def loss_divided_by_all(logits, targets, mask=None):
-    share = 1.0 if mask is None else float(np.mean(mask))
-    return right.cross_entropy(logits, targets, mask) * share
-
-
-def loss_mean_of_rows(logits, targets, mask=None):
-    masks = [None] * len(logits) if mask is None else [m[None] for m in np.asarray(mask)]
-    rows = zip(logits, np.asarray(targets), masks, strict=True)
-    return np.mean([right.cross_entropy(x[None], t[None], m) for x, t, m in rows])
-
-
-# ---- sampling -----------------------------------------------------------------------------------
-
-
-def temperature_multiplied(logits, temperature):
-    return (logits - logits.max(-1, keepdims=True)) * temperature
-
-
-def top_p_without_crossing_token(logits, p):
-    """Keep tokens as long as their sum stays within p; the likeliest at least."""
-    order = np.argsort(-logits, axis=-1, kind="stable")
-    held = np.cumsum(np.take_along_axis(right.softmax(logits), order, -1), -1)
-    keep = held <= p
-    keep[..., 0] = True
-    out = np.full_like(logits, -np.inf)
-    np.put_along_axis(
-        out, order, np.where(keep, np.take_along_axis(logits, order, -1), -np.inf), -1
-    )
-    return out
-
-
-def top_k_or_top_p(logits, temperature=1.0, top_k=None, top_p=None):
-    """The union of the two filters instead of one after the other."""
-    scaled = sample.apply_temperature(logits, temperature)
-    by_k = scaled if top_k is None else sample.keep_top_k(scaled, top_k)
-    by_p = scaled if top_p is None else sample.keep_top_p(scaled, top_p)
-    return right.softmax(np.maximum(by_k, by_p))
-
-
-def top_p_before_temperature(logits, temperature=1.0, top_k=None, top_p=None):
-    filtered = logits if top_k is None else sample.keep_top_k(logits, top_k)
-    filtered = filtered if top_p is None else sample.keep_top_p(filtered, top_p)
-    return right.softmax(sample.apply_temperature(filtered, temperature))
-
-
-# ---- optimizer ----------------------------------------------------------------------------------
-
-
-def decay_everything(name, param):
-    return True
-
-
-def clip_per_tensor(grads, max_norm):
-    norm = optim.global_norm(grads)
-    for name in grads:
-        optim.clip({name: grads[name]}, max_norm)
-    return norm
-
-
-def _adam(root=lambda v, eps: np.sqrt(v) + eps, corrected=True, decoupled=True):
-    """adamw with one of its details done otherwise."""
-
-    def adamw(params, grads, state, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0):
-        state.step += 1
-        c1, c2 = (1 - beta**state.step if corrected else 1.0 for beta in (beta1, beta2))
-        for name, p in params.items():
-            m, v, g = state.m[name], state.v[name], grads[name]
-            decay = weight_decay if optim.decays(name, p) else 0.0
-            if not decoupled:
-                g, decay = g + decay * p, 0.0
-            m += (1 - beta1) * (g - m)
-            v += (1 - beta2) * (g * g - v)
-            p *= 1 - lr * decay
-            p -= lr * m / c1 / root(v / c2, eps)
-
-    return adamw
-
-
-# ---- tokenizer: what Tokenizer.encode(text) and pre_tokens(text) take ----------------------------
-
-
-def merges_in_text_order(tokenizer, text):
-    """Join the first pair from the left that has a merge, whatever its rank."""
-    return _encode(tokenizer, text, lambda ids, ranks: min(_known(ids, ranks)))
-
-
-def _known(ids, ranks):
-    return [i for i in range(len(ids) - 1) if (ids[i], ids[i + 1]) in ranks]
-
-
-def _lowest_rank(ids, ranks):
-    return min(_known(ids, ranks), key=lambda i: ranks[ids[i], ids[i + 1]])
-
-
-def merges_across_words(tokenizer, text):
-    return _encode(tokenizer, text, _lowest_rank, words=[text])
-
-
-def longest_token_first(tokenizer, text):
-    """Cut off the longest token of the vocabulary, again and again; the merges are not asked."""
-    ids = {bytes_of(tokenizer, i): i for i in range(tokenizer.n_vocab)}
-    found = []
-    for word in map(str.encode, pre_tokens(text)):
-        while word:
-            n = next(n for n in range(len(word), 0, -1) if word[:n] in ids)
-            found.append(ids[word[:n]])
-            word = word[n:]
-    return found
-
-
-def bytes_of(tokenizer, i):
-    return tokenizer.decode_bytes([i])
-
-
-def _encode(tokenizer, text, choose, words=None):
-    """Byte-pair encoding that joins the pair at `choose(ids, ranks)`, of all words in turn."""
-    ids = {spelling: i for i, spelling in enumerate(tokenizer.tokens)}
-    ranks = {(ids[a], ids[b]): rank for rank, (a, b) in enumerate(tokenizer.merges)}
-    single = {bytes_of(tokenizer, i): i for i in range(tokenizer.n_vocab)}
-    result = []
-    for word in pre_tokens(text) if words is None else words:
-        row = [single[bytes([byte])] for byte in word.encode()]
-        while _known(row, ranks):
-            i = choose(row, ranks)
-            a, b = tokenizer.merges[ranks[row[i], row[i + 1]]]
-            row[i : i + 2] = [ids[a + b]]
-        result += row
-    return result
-
-
-def _splitting(pattern):
-    """pre_tokens by another pattern; `re` has [^\\W\\d_] where GPT-2's pattern has \\p{L}."""
-    return re.compile(pattern.replace("LETTER", r"[^\W\d_]")).findall
 
 
 # ---- the table ----------------------------------------------------------------------------------
@@ -814,7 +628,7 @@ FORWARD = (
     M("untied-unembedding", "logits",
       "The logits come from another matrix than the token embedding (a new one, perhaps); GPT-2 "
       "has one for both, unless the file has lm_head.weight.",
-      "lm_head left as initialised", _unembedding(_other_table), _fit_table),
+      "lm_head left as initialised", _unembedding(_other_table)),
     M("padded-vocabulary", "logits",
       "The vocabulary is padded to a multiple of 64 and the logits of ids that do not exist are "
       "left in; cut them off, or set them to -inf, before softmax or argmax.",
@@ -825,87 +639,5 @@ FORWARD = (
       "TransformerLens, center_writing_weights", _centred_stream),
     M("dropout-left-on", "resid_pre",
       "Dropout is active; call model.eval(), or leave it out for anything but training.",
-      "torch ports without eval()", _dropout, _fit_dropout),
+      "torch ports without eval()", _dropout),
 )  # fmt: skip
-
-OTHERS = (
-    M("loss-not-shifted", "ops.cross_entropy",
-      "Each position is asked for the token it was given; its target is the next one.",
-      "hand-written training loops", loss_not_shifted),
-    M("loss-shifted-twice", "ops.cross_entropy",
-      "The targets are shifted where the batch is made and again in the loss; shift once.",
-      "labels prepared for transformers, which shifts them itself", loss_shifted_twice),
-    M("loss-over-padding", "ops.cross_entropy",
-      "Padding counts as targets; leave it out of sum and mean, by the mask.",
-      "fine-tuning scripts", loss_over_padding),
-    M("loss-divided-by-all", "ops.cross_entropy",
-      "The masked sum is divided by all positions; divide by those that count.",
-      "mean() after a mask", loss_divided_by_all),
-    M("loss-mean-of-rows", "ops.cross_entropy",
-      "Rows are averaged first, so tokens of short rows weigh more; average over all tokens at "
-      "once.",
-      "gradient accumulation", loss_mean_of_rows),
-    M("temperature-multiplied", "sample.apply_temperature",
-      "Logits are multiplied by the temperature; divide by it, so that a low one sharpens.",
-      "gpt-numpy", temperature_multiplied),
-    M("top-k-or-top-p", "sample.probabilities",
-      "A token stays if either filter keeps it; it must pass both, top-k first.",
-      "gpt-numpy", top_k_or_top_p),
-    M("top-p-before-temperature", "sample.probabilities",
-      "The filters see the logits before the temperature; divide by it first.",
-      "hand-written samplers", top_p_before_temperature),
-    M("top-p-drops-crossing-token", "sample.keep_top_p",
-      "The token with which the sum crosses p is dropped; it stays, so that p is reached.",
-      "hand-written samplers", top_p_without_crossing_token),
-    M("decay-everything", "optim.decays",
-      "Weight decay pulls biases and gains to 0, too; decay matrices alone.",
-      "AdamW(model.parameters())", decay_everything),
-    M("adam-without-bias-correction", "optim.adamw",
-      "m and v begin at 0 and are used as they are; divide by 1 - beta^t.",
-      "hand-written Adam, BERT's original optimizer", _adam(corrected=False)),
-    M("adam-eps-inside-root", "optim.adamw",
-      "eps is added under the root; add it to the root.",
-      "hand-written Adam", _adam(root=lambda v, eps: np.sqrt(v + eps))),
-    M("decay-in-gradient", "optim.adamw",
-      "The decay is added to the gradient and divided by sqrt(v) with it (Adam with L2); AdamW "
-      "shrinks the weight itself.",
-      "torch.optim.Adam(weight_decay=)", _adam(decoupled=False)),
-    M("clip-per-tensor", "optim.clip",
-      "Each gradient is clipped by its own norm, which turns the direction; use one factor from "
-      "the norm of all.",
-      "hand-written clipping", clip_per_tensor),
-    M("merges-in-text-order", "bpe.Tokenizer.encode",
-      "Pairs are joined from left to right; always join the pair of lowest rank in the word.",
-      "hand-written tokenizers", merges_in_text_order),
-    M("merges-across-words", "bpe.Tokenizer.encode",
-      "Merges run across words; cut the text by the pattern first and merge inside each piece.",
-      "hand-written tokenizers", merges_across_words),
-    M("longest-token-first", "bpe.Tokenizer.encode",
-      "The longest token that fits is taken, as WordPiece does; BPE applies the merges in order.",
-      "code adapted from BERT", longest_token_first),
-    M("split-on-spaces", "bpe.pre_tokens",
-      "The text is cut at white space only; GPT-2 also parts letters, digits and punctuation.",
-      "str.split", _splitting(r" ?\S+|\s+")),
-    M("pattern-with-word-characters", "bpe.pre_tokens",
-      "Letters and digits are taken together, with the underscore (\\w); they are separate "
-      "classes.",
-      r"re, which knows no \p{L}",
-      _splitting(r"'s|'t|'re|'ve|'m|'ll|'d| ?\w+| ?[^\s\w]+|\s+(?!\S)|\s+")),
-    M("pattern-without-lookahead", "bpe.pre_tokens",
-      r"A run of white space takes the space before the next word; leave that one to the word: "
-      r"\s+(?!\S).",
-      "shortened patterns",
-      _splitting(r"'s|'t|'re|'ve|'m|'ll|'d| ?LETTER+| ?\d+| ?[^\s\w]+| ?_+|\s+")),
-    M("pattern-any-case", "bpe.pre_tokens",
-      "'S, 'T, 'RE ... are split off as well (that is GPT-4's pattern); GPT-2's knows them in "
-      "lower case only.",
-      "tiktoken's cl100k pattern",
-      _splitting(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)| ?LETTER+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")),
-    M("pattern-digits-in-threes", "bpe.pre_tokens",
-      "Numbers are cut into groups of three (GPT-4's pattern); GPT-2 keeps a run of digits "
-      "whole.",
-      "tiktoken's cl100k pattern",
-      _splitting(r"'s|'t|'re|'ve|'m|'ll|'d| ?LETTER+| ?\d{1,3}| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")),
-)  # fmt: skip
-
-MISTAKES = {mistake.name: mistake for mistake in FORWARD + OTHERS}

@@ -1,0 +1,206 @@
+"""Another program's tensors beside the reference: from a dict of arrays to a diagnosis."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from numpygpt.check import align as names_and_layouts
+from numpygpt.check import processing
+from numpygpt.check.diagnose import Case, Diagnosis, diagnose, difference
+from numpygpt.check.trace import replay
+from numpygpt.model import GPT2, as_dtype, with_ops
+
+TOKEN_NAMES = ("tokens", "input_ids", "inputs", "idx", "inp_tokens")
+LEAST = -80.0  # the logarithm of a probability that float32 can just write
+SLOW = 3e6  # parameters from which it is said that work has begun
+
+
+def compare(
+    theirs: dict, model: GPT2, tokens=None, *, pads=None, chunks=None, names=None, say=None
+) -> Diagnosis:
+    """Where another program's numbers leave GPT-2's, and why.
+
+    theirs: name -> array, under any names and in any usual layout (see `align`). model: the GPT2
+    that both programs should be. tokens: ids (B, T) or (T,), which may be left out where `theirs`
+    holds them. pads (B,): padding tokens at the left of each row; `attention_mask` and
+    `position_ids` among theirs say it too, at either side. chunks: lengths of the pieces that went
+    through a KV cache. names: their name -> ours (or None: leave out), before what would be found.
+    say: called with a sentence now and then, for large models.
+
+    Raises ValueError where tokens are unknown or do not fit, and where nothing could be compared.
+    """
+    theirs = {name: np.asarray(array) for name, array in theirs.items()}
+    if say and sum(a.size for a in model.params.values()) > SLOW:
+        say("running the reference in float64")
+    names = dict(names or {})
+    ids, pads, valid, remarks = batch(theirs, model, tokens, pads, names)
+    reference, theirs, more = _as_logits(theirs, as_dtype(model, np.float64), ids)
+    remarks += more
+
+    def aligned_with(reference):
+        def replayed(given):
+            return replay(reference, ids, pads, chunks, given)
+
+        right = replayed({})
+        return names_and_layouts.align(theirs, right, reference, names, replayed), right
+
+    aligned, right = aligned_with(reference)
+    rewritten = processing.detect(aligned.arrays, right, reference)
+    if rewritten:
+        reference = processing.processed(reference, rewritten)
+        aligned, right = aligned_with(reference)
+        what = "; ".join(processing.NAMES[name] for name in rewritten)
+        remarks.append(f"harmless processing, as TransformerLens does by default: {what}")
+    if set(aligned.arrays) <= {"tokens", "positions"}:
+        left = ", ".join(n for n in theirs if n not in aligned.matched)
+        raise ValueError(
+            f"nothing was compared: none of the arrays {left[:200] or '(there are none)'} could be "
+            "matched to a tensor of the model; say what they are with --names"
+        )
+    case = Case(
+        reference, ids, aligned.arrays, pads, chunks, valid, tuple(aligned.copies), aligned.whose
+    )
+    found = diagnose(case, say)
+    remarks += aligned.remarks
+    if rewritten and found.verdict == "agrees":
+        found = replace(found, verdict="harmless", harmless="harmless-processing")
+    if "logits" not in aligned.arrays:
+        remarks.append("logits were not among what was compared")
+    return replace(
+        found,
+        remarks=tuple(remarks),
+        matched=aligned.matched,
+        sure=aligned.sure,
+        neighbours=aligned.neighbours,
+        not_compared=tuple(n for n in aligned.unknown if n not in aligned.neighbours),
+    )
+
+
+def compare_with_record(theirs: dict, ours: dict, names=None) -> Diagnosis:
+    """The same beside a record of ours, without a model: where the two part, but not why."""
+    aligned = names_and_layouts.align(theirs, ours, None, names)
+    if set(aligned.arrays) <= {"tokens", "positions"}:
+        raise ValueError(
+            f"nothing was compared: none of {', '.join(theirs)[:200]} could be matched to ours"
+        )
+    found = difference(aligned.arrays, ours, None, aligned.whose, aligned.copies)
+    return replace(
+        found, note="give --model to find the cause" if found.first else "",
+        remarks=tuple(aligned.remarks), matched=aligned.matched, sure=aligned.sure,
+        not_compared=tuple(aligned.unknown),
+    )  # fmt: skip
+
+
+# ---- how the batch was computed -----------------------------------------------------------------
+
+
+def batch(theirs, model, tokens=None, pads=None, names=None):
+    """(ids (B, T), pads or None, valid or None, remarks) as given, or as their arrays say.
+
+    names: the map of `compare`; an array that is taken for the tokens is added to it.
+    """
+    remarks, names = [], {} if names is None else names
+    if tokens is None:
+        tokens = _their_tokens(theirs, model, names, remarks)
+    ids = np.atleast_2d(tokens)
+    if ids.ndim != 2 or ids.size == 0 or not np.array_equal(ids, np.round(ids)):
+        raise ValueError(f"tokens must be integers (B, T), not {ids.dtype} of shape {ids.shape}")
+    ids = ids.astype(np.int64)
+    if ids.min() < 0 or ids.max() >= model.config.n_vocab:
+        raise ValueError(
+            f"tokens lie between {ids.min()} and {ids.max()}, but the model has ids 0 to "
+            f"{model.config.n_vocab - 1}: is it the model that was run?"
+        )
+    mask = next((a for n, a in theirs.items() if "mask" in n.lower() and _fits(a, ids)), None)
+    if mask is None or (np.asarray(mask) != 0).all():
+        return ids, pads, None, remarks
+    mask = np.reshape(mask, ids.shape) != 0
+    if (mask == np.sort(mask, 1)).all():  # 0 0 1 1 1
+        if pads is None:
+            pads = (~mask).sum(1)
+            remarks.append(f"attention_mask: padded at the left by {pads.tolist()}")
+        return ids, pads, mask, remarks
+    if (mask == -np.sort(-mask.astype(int), 1)).all():  # 1 1 1 0 0: causality hides it
+        real = mask.sum(1).tolist()
+        remarks.append(f"attention_mask: padded at the right, {real} real tokens")
+        return ids, pads, mask, remarks
+    raise ValueError(
+        "attention_mask hides tokens in the middle of a row: only padding at the left or at the "
+        "right is understood"
+    )
+
+
+def _fits(array, ids):
+    return array.size == ids.size and set(np.unique(array)) <= {0, 1}
+
+
+def _their_tokens(theirs, model, names, remarks):
+    named = [n for n, ours in names.items() if ours == "tokens"]
+    known = names_and_layouts.other_names(model.config.n_layer)
+    named += [n for n in theirs if known.get(names_and_layouts.plain(n)) == "tokens"]
+    named = [n for n in named if n in theirs and theirs[n].dtype.kind in "iuf"]
+    if named:
+        return theirs[named[0]]
+    guesses = [n for n, a in theirs.items() if _looks_like_tokens(n, a, model)]
+    if len(guesses) == 1:
+        remarks.append(f"{guesses[0]} was taken for the tokens: the only ids that are there")
+        names.setdefault(guesses[0], "tokens")
+        return theirs[guesses[0]]
+    what = f": it could be {', '.join(guesses)}" if guesses else ""
+    raise ValueError(
+        f"say what was computed: --tokens, a prompt, or an array `tokens` in the dump{what}"
+    )
+
+
+def _looks_like_tokens(name, array, model):
+    if array.dtype.kind not in "iu" or array.ndim not in (1, 2) or array.size == 0:
+        return False
+    if array.min() < 0 or array.max() >= model.config.n_vocab or "mask" in name.lower():
+        return False
+    rows = np.atleast_2d(array)
+    return rows.shape[1] == 1 or not (np.diff(rows, axis=1) == 1).all()
+
+
+# ---- probabilities in the place of logits -------------------------------------------------------
+
+
+def _as_logits(theirs, model, ids):
+    """(model, theirs, remarks): where theirs are probabilities, or their logarithms, and there are
+    no logits, both sides become logarithms of probabilities."""
+    known = names_and_layouts.other_names(model.config.n_layer)
+    sizes = {ids.size * model.config.n_vocab, len(ids) * model.config.n_vocab}
+    wide = {
+        n: a for n, a in theirs.items()
+        if a.dtype.kind == "f" and a.ndim and a.shape[-1] == model.config.n_vocab
+        and a.size in sizes
+    }  # fmt: skip
+    kinds = {name: _kind_of_rows(np.asarray(a, np.float64)) for name, a in wide.items()}
+    if not kinds or "logits" in kinds.values():
+        return model, theirs, []
+    name = next((n for n in kinds if known.get(names_and_layouts.plain(n)) == "logits"), None)
+    name = name or next(iter(kinds))
+    array = np.asarray(theirs[name], np.float64)
+    if kinds[name] == "probabilities":
+        with np.errstate(divide="ignore"):
+            array = np.log(array)
+    array = np.maximum(array, LEAST)
+    unembed = model.ops.unembed
+
+    def log_probabilities(x, table):
+        logits = unembed(x, table)
+        top = logits.max(-1, keepdims=True)
+        logs = logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
+        return np.maximum(logs, LEAST)
+
+    rest = {n: a for n, a in theirs.items() if n == name or n not in kinds}
+    remark = f"{name} holds {kinds[name]}, not logits: compared are logarithms of probabilities"
+    return with_ops(model, unembed=log_probabilities), rest | {"logits": array}, [remark]
+
+
+def _kind_of_rows(array):
+    with np.errstate(all="ignore"):
+        if (array >= 0).all() and np.allclose(array.sum(-1), 1, atol=1e-3):
+            return "probabilities"
+        if (array <= 1e-6).all() and np.allclose(np.exp(array).sum(-1), 1, atol=1e-3):
+            return "log-probabilities"
+    return "logits"
