@@ -137,17 +137,24 @@ def draft_model(model, length: int = 4) -> Draft:
         if not start < len(ids) <= start + n_ctx - count:  # its own window slides, or a new text
             start = max(0, len(ids) - n_ctx // 2)
         window = ids[start:]
-        # what the cache shares with the ids; the last must be read, for its logits
-        pairs = enumerate(zip(seen, window[:-1], strict=False))
-        cache.length = next((i for i, (a, b) in pairs if a != b), min(len(seen), len(window) - 1))
+        # The cache keeps what it shares with the ids; the last is read again, for its logits.
+        cache.length = _in_common(seen, window[:-1])
         logits = read(model, np.array([window[cache.length :]]), cache)
-        drafted, q = [], []
-        while len(drafted) < count:
-            if drafted:
-                logits = read(model, np.array([drafted[-1:]]), cache)
+        guessed, q = [], []
+        while len(guessed) < count:
+            if guessed:
+                logits = read(model, np.array([guessed[-1:]]), cache)
             q.append(distribution(logits)[0])
-            drafted.append(draw(q[-1], rng.random()))
-        seen = window + drafted[:-1]
-        return drafted, np.array(q)
+            guessed.append(draw(q[-1], rng.random()))
+        seen = window + guessed[:-1]
+        return guessed, np.array(q)
 
     return Draft(propose)
+
+
+def _in_common(a, b):
+    """How many ids two lists begin with in common."""
+    n = 0
+    while n < min(len(a), len(b)) and a[n] == b[n]:
+        n += 1
+    return n

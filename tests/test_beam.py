@@ -75,6 +75,20 @@ def test_early_stopping_ends_with_the_first_ended_beams(model):
     assert [ids for ids, _ in late] == [[5, 5, 5, 5, 5], [5, 5, 5, 5, 7]]
 
 
+def test_a_running_beam_that_is_as_good_as_the_worst_ended_one_is_given_up(model):
+    """As in transformers, although the running one would end better: -2.5 / 2 is more than -2."""
+    asked = []
+
+    def log_p(rows, logits):
+        asked.append(len(rows[0]) - 3)
+        out = np.full(logits.shape, -64.0)
+        out[:, 5], out[:, 7] = (-2.0, -2.0) if len(rows[0]) == 3 else (-0.5, -9.0)
+        return out
+
+    assert beam_search(model, PROMPTS[0], 5, 1, eos=5, log_p=log_p) == [([5], -2.0)]
+    assert asked == [0]
+
+
 def test_beams_past_the_context_are_refused(model):
     assert len(beam_search(model, [2, 5, 8], 15, 2)[0][0]) == 15
     with pytest.raises(ValueError, match="n_ctx = 17: ask for at most 15"):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import types
 
 import numpy as np
 import pytest
@@ -131,6 +132,43 @@ def test_a_draft_model_that_meets_a_new_text_reads_it(model):
             model, prompt, 41, temperature=0, draft=draft_model(model, 3), at_end="slide"
         )
         assert steps == fresh
+
+
+def test_a_draft_model_goes_on_from_what_two_texts_share(model):
+    """Also where they part behind the first id: what is guessed is what a fresh draft guesses."""
+    read = []
+
+    def forward(tokens, cache, **settings):
+        read.append(tokens.shape[1])
+        return model.forward(tokens, cache, **settings)
+
+    spied = types.SimpleNamespace(config=model.config, cache=model.cache, forward=forward)
+    draft, rng = draft_model(spied, 3), np.random.default_rng(0)
+    for ids, expected in (
+        ([5, 17, 2, 8], [4, 1, 1]),
+        ([5, 17, 9, 8], [2, 1, 1]),  # two are known
+        ([5, 17, 9, 8], [1, 1, 1]),  # the last is read for its logits
+        ([5, 17], [1, 1, 1]),
+        ([4, 17, 9, 8], [4, 1, 1]),
+    ):
+        read.clear()
+        guessed, q = draft.propose(ids, 99, greedy, rng)
+        assert read == expected
+        fresh, fresh_q = draft_model(model, 3).propose(ids, 99, greedy, rng)
+        assert guessed == fresh
+        np.testing.assert_array_equal(q, fresh_q)
+
+
+def greedy(logits):
+    return probabilities(logits, 0)
+
+
+def test_a_draft_model_guesses_as_much_as_it_may(model):
+    """At most `length`, what there is room for, and half its context; none when that is nothing."""
+    rng = np.random.default_rng(0)
+    for length, room, count in ((3, 99, 3), (9, 5, 5), (99, 99, 17 // 2), (3, 0, 0)):
+        guessed, _ = draft_model(model, length).propose([5, 17], room, greedy, rng)
+        assert len(guessed) == count
 
 
 def test_prompt_lookup_worked_by_hand():
