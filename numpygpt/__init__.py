@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # never run: for editors, which complete names and find where they are defined
     from numpygpt.bpe import Tokenizer
     from numpygpt.check.compare import compare
+    from numpygpt.completion import complete, stream
     from numpygpt.files.checkpoint import save
     from numpygpt.files.pretrained import load
     from numpygpt.formats import CheckpointError
@@ -28,6 +29,8 @@ PUBLIC = {
     "save": "files.checkpoint",
     "generate": "sample",
     "compare": "check.compare",
+    "complete": "completion",
+    "stream": "completion",
     "Tokenizer": "bpe",
     "GPT2": "model",
     "Config": "model",

@@ -1,6 +1,6 @@
 """Beam search: the likeliest continuation as a whole, not id by id."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 
@@ -14,7 +14,7 @@ def beam_search(
     max_new_tokens: int,
     num_beams: int,
     length_penalty=1.0,
-    eos: int | None = None,
+    eos: int | Collection[int] | None = None,
     *,
     log_p: Callable | None = None,
     early_stopping: bool = False,
@@ -22,10 +22,10 @@ def beam_search(
     """The likeliest continuations found by keeping the num_beams likeliest beginnings at each step.
 
     Returns num_beams times (new ids, score), the best first, where
-    score = log p(new ids) / (their number) ** length_penalty. A beam ends with `eos`, or after
-    max_new_tokens; the search ends when no running beam, scored as it stands, beats the worst of
-    num_beams ended ones, or, with early_stopping, as soon as num_beams have ended (transformers'
-    `early_stopping`).
+    score = log p(new ids) / (their number) ** length_penalty. A beam ends with `eos`, an id or one
+    of several, or after max_new_tokens; the search ends when no running beam, scored as it stands,
+    beats the worst of num_beams ended ones, or, with early_stopping, as soon as num_beams have
+    ended (transformers' `early_stopping`).
 
     log_p: (the ids of each beam so far, with the prompt; logits (beams, V)) -> log p (beams, V), to
         forbid or favour ids; log softmax if None.
@@ -39,6 +39,9 @@ def beam_search(
             f"{len(prompt)} ids and {max_new_tokens} new ones do not fit n_ctx = "
             f"{model.config.n_ctx}: ask for at most {model.config.n_ctx - len(prompt) + 1}"
         )
+    eos = set(eos) if isinstance(eos, Collection) else {eos} - {None}
+    # So many candidates that num_beams run on, even if every beam could end in every way.
+    candidates = max(2, 1 + len(eos)) * num_beams
     cache, logits = prefill(model, [prompt])
     beams, scores, ended = [[]], [0.0], []
     for length in range(1, max_new_tokens + 1):
@@ -50,11 +53,10 @@ def beam_search(
         totals = np.array(scores, steps.dtype)[:, None] + steps  # (beams, V)
         last = length == max_new_tokens
         origin, running, scores = [], [], []
-        # Twice num_beams candidates: even if half of them end, num_beams run on.
-        for rank, at in enumerate(_largest(totals.ravel(), 2 * num_beams)):
+        for rank, at in enumerate(_largest(totals.ravel(), candidates)):
             beam, token = divmod(int(at), totals.shape[1])
             ids, score = [*beams[beam], token], float(totals[beam, token])
-            if last or token == eos:
+            if last or token in eos:
                 if rank < num_beams:
                     ended.append((ids, score / length**length_penalty))
             elif len(running) < num_beams:

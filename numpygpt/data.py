@@ -95,7 +95,7 @@ def encode_pair(tokenizer, x: str, y: str) -> tuple[list[int], list[int]]:
     """(ids of x, ids of y and the end token after it); an empty x is the end token."""
     end = _end(tokenizer)
     before = tokenizer.encode(x, tokenizer.special)
-    after = [*tokenizer.encode(y, tokenizer.special), end]
+    after = [*tokenizer.encode(y, tokenizer.special, begins=False), end]
     return before or [end], after  # the first token of y needs something to be predicted from
 
 

@@ -59,6 +59,19 @@ def keep_top_p(logits, p: float):
     return out
 
 
+def penalise_repetition(logits, rows, penalty: float):
+    """Make what has been said less likely: logits (B, V), ids of each row so far -> (B, V).
+
+    A logit x becomes x / penalty where it is positive and x penalty where it is negative, once for
+    each id that occurs, in the prompt too (Keskar et al. 2019, 4.1, as transformers does it).
+    """
+    out = logits.copy()
+    for x, ids in zip(out, rows, strict=True):
+        seen = np.unique(ids)
+        x[seen] = np.where(x[seen] > 0, x[seen] / penalty, x[seen] * penalty)
+    return out
+
+
 def probabilities(logits, temperature: float = 1.0, top_k: int | None = None, top_p=None):
     """What the next id is drawn from: temperature, then top-k, then top-p, then softmax.
 
@@ -128,7 +141,9 @@ def generate(
     rng: np.random.Generator | None = None,
     tokenizer=None,
     at_end: str = "stop",
+    repetition_penalty: float = 1.0,
     draft=None,
+    **names_from_elsewhere,
 ) -> Iterator[list[list[int]]]:
     """Continue one prompt or many, yielding at every step the new ids of each row.
 
@@ -142,6 +157,7 @@ def generate(
     at_end: what happens when n_ctx ids have been read and the next has no position left. "stop":
         the row ends, after n_ctx - len(prompt) + 1 new ids. "slide": its oldest ids are dropped and
         the last n_ctx // 2 read again, as if the text began there, as often as necessary.
+    repetition_penalty: above 1, what has been said becomes less likely; before the filters.
     draft: `draft.prompt_lookup()` or `draft.draft_model(small)`: several ids a step, for one row.
         What is drawn is distributed as without one, and greedy ids are the same; see `draft.py`.
 
@@ -149,7 +165,9 @@ def generate(
     "length", "stop" or "context". Raises at the call ValueError or TypeError for what does not fit,
     prompts longer than n_ctx among it; "slide" reads their last n_ctx ids.
     """
+    refuse_names("generate", names_from_elsewhere)
     _check_filters(temperature, top_k, top_p)
+    check_penalty(repetition_penalty)
     check_count("max_new_tokens", max_new_tokens, 0)
     check_count("num_return_sequences", num_return_sequences, 1)
     prompts = check_prompts(model.config, prompts, at_end)
@@ -173,7 +191,10 @@ def generate(
 
     slide = at_end == "slide"
     if draft is None:
-        steps = _generate(model, rows, num_return_sequences, distribution, ends, slide)
+        penalty = repetition_penalty
+        steps = _generate(model, rows, num_return_sequences, distribution, ends, slide, penalty)
+    elif repetition_penalty != 1:
+        raise ValueError("a draft is not checked against a repetition_penalty: leave out one")
     else:
         steps = draft.steps(model, rows[0], distribution, ends, slide)
     return _keeping_memory(steps)
@@ -184,7 +205,7 @@ def _keeping_memory(steps):
         return (yield from steps)
 
 
-def _generate(model, rows, copies, distribution, ends, slide):
+def _generate(model, rows, copies, distribution, ends, slide, penalty):
     """The loop: distribution, draw, yield, make room, forward. Row r continues prompt r // copies.
 
     A row that has ended leaves the batch.
@@ -202,6 +223,8 @@ def _generate(model, rows, copies, distribution, ends, slide):
     while True:
         for row in rows:
             row.new = []
+        if penalty != 1:
+            logits = penalise_repetition(logits, [row.ids for row in going], penalty)
         for row, p in zip(going, distribution(logits), strict=True):  # p (V,)
             row.take(draw(p, row.rng.random()), ends)
         yield [row.new for row in rows]
@@ -293,6 +316,52 @@ def _stop_test(stop, tokenizer):
 
 def _is_int(value):
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+# What people bring from transformers -> what to do here.
+FROM_TRANSFORMERS = {
+    "attention_mask": "leave it out: prompts may have any lengths",
+    "bad_words_ids": "there is no list of forbidden words",
+    "do_sample": "temperature=0 is greedy, any other temperature draws",
+    "early_stopping": "it belongs to numpygpt.beam.beam_search",
+    "eos_token_id": "it is called stop, which takes ids and strings",
+    "generator": "it is called rng, a NumPy Generator such as np.random.default_rng(7)",
+    "input_ids": "they are called prompts",
+    "inputs": "they are called prompts",
+    "length_penalty": "it belongs to numpygpt.beam.beam_search",
+    "max_length": "it is called max_new_tokens and does not count the prompt",
+    "max_tokens": "it is called max_new_tokens",
+    "min_length": "there is no least length",
+    "min_new_tokens": "there is no least length",
+    "n": "it is called num_return_sequences",
+    "no_repeat_ngram_size": "repetition_penalty is what there is against repetition",
+    "num_beams": "numpygpt.complete takes it, and numpygpt.beam.beam_search is the search",
+    "pad_token_id": "leave it out: rows of unequal length need no padding token",
+    "prompt": "they are called prompts",
+    "return_dict_in_generate": "iterate over generate: each step is the new ids of each row",
+    "return_full_text": "texts are the new text alone",
+    "return_tensors": "leave it out: ids are lists of int",
+    "seed": "numpygpt.complete takes it; here it is rng=np.random.default_rng(seed)",
+    "stop_strings": "they are called stop",
+    "stopping_criteria": "iterate over generate, and stop when you want to",
+    "streamer": "iterate over generate: each step is the new ids of each row",
+    "use_cache": "leave it out: keys and values are always kept",
+}
+
+
+def refuse_names(function, names):
+    """A TypeError that says what a name from elsewhere is called here."""
+    for name in names:
+        if name in FROM_TRANSFORMERS:
+            raise TypeError(f"{function} has no {name}: {FROM_TRANSFORMERS[name]}")
+        raise TypeError(f"{function} has no {name}")
+
+
+def check_penalty(penalty):
+    if isinstance(penalty, bool) or not isinstance(penalty, int | float | np.number):
+        raise TypeError(f"repetition_penalty must be a number, not {penalty!r}")
+    if not 0 < penalty < math.inf:
+        raise ValueError(f"repetition_penalty must be a positive number, not {penalty!r}")
 
 
 def check_count(name, value, least):

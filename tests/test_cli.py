@@ -323,3 +323,71 @@ def test_the_bare_command_shows_the_commands_and_version_its_version(run):
     assert (status, err) == (0, "")
     assert "generate" in out and "Continue a prompt" in out
     assert run("--version") == (0, f"numpygpt {numpygpt.__version__}\n", "")
+
+
+def test_generate_from_a_file_of_prompts(run, folder, tmp_path):
+    (tmp_path / "prompts.txt").write_text("The cat\n\nA rat and\n", encoding="utf-8")
+    words = ("generate", "--model", folder, "--max-new-tokens", 6, "--seed", 2)
+    status, out, err = run(*words, "--prompts", tmp_path / "prompts.txt")
+    assert status == 0, err
+    assert re.findall(r"^--- (\d)\n(The cat|A rat and)", out, flags=re.M) == [
+        ("1", "The cat"),
+        ("2", "A rat and"),
+    ]
+    (tmp_path / "prompts.jsonl").write_text(
+        '{"prompt": "The cat"}\n{"prompt": "A rat and"}\n', encoding="utf-8"
+    )
+    assert run(*words, "--prompts", tmp_path / "prompts.jsonl")[1] == out
+    status, _, err = run(*words, "A", "--prompts", tmp_path / "prompts.txt")
+    assert (status, err) == (2, "numpygpt: give a prompt or --prompts FILE, not both\n")
+
+
+def test_generate_with_beams_penalty_and_logprobs(run, folder):
+    model, tokenizer = numpygpt.load(str(folder))
+    words = ("generate", "The cat", "--model", folder, "--max-new-tokens", 6)
+    status, out, err = run(*words, "--beams", 3, "--repetition-penalty", 1.5)
+    (text,) = numpygpt.complete(model, tokenizer, "The cat", 6, num_beams=3, repetition_penalty=1.5)
+    assert (status, out) == (0, f"The cat{text}\n")
+    assert err.endswith("parameters, 3 beams\n")
+    assert run(*words, "--beams", 3, "--top-k", 2)[0] == 2
+    status, out, _ = run(*words, "--temperature", 0, "--logprobs", 2)
+    assert status == 0
+    rows = re.findall(r"^ *(-\d+\.\d{3})  (\S+) +(\S+) (-\d+\.\d{3})  \S+ -\d+\.\d{3}$", out, re.M)
+    assert len(rows) == 6
+    assert all(row[:2] == (row[3], row[2]) for row in rows)  # greedy: the likeliest was taken
+
+
+def test_generate_says_what_it_does_not_read(run, folder):
+    words = ("generate", "cat rat mat " * 30, "--model", folder, "--max-new-tokens", 5)
+    assert run(*words)[0] == 2
+    status, _, err = run(*words, "--keep-end")
+    assert status == 0
+    assert re.search(r"the prompt has \d+ tokens: only its last 28 are read \(keep_end\)", err)
+    status, _, err = run(*words, "--slide")
+    assert status == 0
+    assert re.search(r"the prompt has \d+ tokens: only its last 32 are read \(slide\)", err)
+
+
+def test_a_task_is_shown_without_a_model_and_asked_with_one(run, folder):
+    status, out, err = run("generate", "A story.", "--task", "summarize", "--dry-run")
+    assert (status, out) == (0, "A story.\nTL;DR:\n")
+    assert err == "max_new_tokens 100, top_k 2\n"
+    words = ("generate", "A cat?", "--model", folder, "--task", "answer")
+    assert run(*words)[0] == 2  # the questions that show the form do not fit 32 tokens
+    status, out, _ = run("generate", "A cat", "--model", folder, "--task", "summarize")
+    assert (status, out.count("TL;DR")) == (0, 0)
+    assert run("generate", "A", "--dry-run", "--model", folder)[0] == 2
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["chat"], "there is no chat: GPT-2 continues a text"),
+        (["generate", "A", "--max-length", "9"], "there is no --max-length: it is called max_new"),
+        (["generate", "A", "--do-sample"], "there is no --do-sample: temperature=0 is greedy"),
+    ],
+)
+def test_what_people_look_for_and_is_not_there(run, words, sentence):
+    status, out, err = run(*words)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert sentence in err

@@ -20,6 +20,7 @@ BOOK = {
     "sample": "memory ops",
     "draft": "sample",
     "beam": "ops sample",
+    "completion": "ops sample beam",
     "data": "bpe",
     "optim": "ops",
     "train": "memory optim",

@@ -142,7 +142,7 @@ def test_fine_tuning_learns_the_answers_and_is_the_same_loop():
     class Letters:
         special, eot = {"<|endoftext|>": 0}, 0
 
-        def encode(self, text, allowed_special=()):
+        def encode(self, text, allowed_special=(), begins=True):
             return [ord(c) - 96 for c in text]
 
     gpt, _, state = new_run()
@@ -166,7 +166,14 @@ def command(folder, *more):
         *(sys.executable, "-m", "numpygpt", "train", str(folder / "text.txt")),
         *("--out", str(folder / "out"), "--n-vocab", "270", "--n-ctx", "16", "--n-embd", "16"),
         *("--n-head", "2", "--n-layer", "1", "--batch", "2", "--steps", "300", "--warmup", "9"),
-        *("--save-every", "7", "--validation", str(folder / "text.txt"), "--evaluate-every", "100"),
+        *(
+            "--save-every",
+            "25",
+            "--validation",
+            str(folder / "text.txt"),
+            "--evaluate-every",
+            "100",
+        ),
         *more,
     ]
 

@@ -89,5 +89,18 @@ def _parser():
 
 def _misuse(message):
     """argparse's error without the usage in front: one line."""
+    if "invalid choice: 'chat'" in message:
+        message = (
+            "there is no chat: GPT-2 continues a text and has not learned to converse; use "
+            "`numpygpt generate`, or its --task answer"
+        )
+    if message.startswith("unrecognized arguments: --"):
+        from numpygpt.sample import FROM_TRANSFORMERS
+
+        for name in message.split():
+            meant = FROM_TRANSFORMERS.get(name.split("=")[0].lstrip("-").replace("-", "_"))
+            if name.startswith("--") and meant:
+                message = f"there is no {name.split('=')[0]}: {meant}"
+                break
     say(f"numpygpt: {message}")
     raise SystemExit(2)

@@ -1,93 +1,178 @@
 """generate, tokenize: text in and out."""
 
-import itertools
 import time
 
 from numpygpt.cli.models import load
-from numpygpt.cli.shell import MODEL, say, text_or_stdin
+from numpygpt.cli.shell import MODEL, positive, say, text_or_stdin
+
+BATCH = 16  # prompts of a file that are continued at once
 
 
 def generate_command(args):
     """Continue a prompt; the text goes to standard output as it is made."""
+    from numpygpt import completion
+
+    prompts = _prompts(args)
+    if args.task:
+        _task(args, prompts)
+        return
+    if args.dry_run:
+        raise ValueError("--dry-run shows the prompt of a --task")
+    if args.logprobs is not None and (args.slide or args.beams):
+        raise ValueError("--logprobs does not go with --slide or --beams")
+    model, tokenizer = load(args.model, also=["GPT1"])
+    long_prompts = "slide" if args.slide else "keep_end" if args.keep_end else "error"
+    ids = completion.prompt_ids(model, tokenizer, prompts, args.max_new_tokens, long_prompts)
+    work = _beams if args.beams else _draw
+    for text in work(args, model, tokenizer, prompts, ids, long_prompts):
+        print(text, end="", flush=True)
+
+
+def _say_what_runs(args, model, how):
+    size = sum(p.size for p in model.params.values())
+    say(f"model {args.model}, {size:,} parameters, {how}")
+
+
+def _prompts(args):
+    """Those of a file, one a line, or the one on the command line or on standard input."""
+    if args.prompts is None:
+        # the newline that ends a line of input is the shell's, and would end a paragraph
+        return [text_or_stdin(args.prompt, "a prompt").removesuffix("\n")]
+    if args.prompt is not None:
+        raise ValueError("give a prompt or --prompts FILE, not both")
+    from numpygpt.files import text
+
+    if args.prompts.endswith(".jsonl"):
+        return [row["prompt"] for row in text.json_lines(args.prompts, {"prompt": text.string})]
+    prompts = [line for line in text.read(args.prompts).split("\n") if line.strip()]
+    if not prompts:
+        raise ValueError(f"{args.prompts} holds no prompt: write one a line")
+    return prompts
+
+
+def _seed(args):
     import numpy as np
 
-    import numpygpt
+    return np.random.SeedSequence().entropy % 2**32 if args.seed is None else args.seed
 
-    # the newline that ends a line of input is the shell's, and would end a paragraph of the tale
-    prompt = text_or_stdin(args.prompt, "a prompt").removesuffix("\n")
-    model, tokenizer = load(args.model, also=["GPT1"])
-    seed = np.random.SeedSequence().entropy % 2**32 if args.seed is None else args.seed
-    end = [] if tokenizer.eot is None else [tokenizer.eot]
-    steps = numpygpt.generate(
-        model,
-        tokenizer.encode(prompt, allowed_special=tokenizer.special) or end,
-        args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        num_return_sequences=args.num_return_sequences,
-        stop=[*end, *args.stop],
-        tokenizer=tokenizer,
-        rng=np.random.default_rng(seed),
-        at_end="slide" if args.slide else "stop",
-    )
-    size = sum(p.size for p in model.params.values())
-    say(f"model {args.model}, {size:,} parameters, seed {seed}")
-    rows = [[] for _ in range(args.num_return_sequences)]
-    reasons = []
-    start = time.perf_counter()
-    first = plain_text(_first_row(steps, rows, reasons), tokenizer, args.stop)
-    if len(rows) == 1:
-        for piece in itertools.chain([prompt], first):
-            print(piece, end="", flush=True)
-        print()
-    else:
-        for _ in first:  # several texts at once cannot be streamed: they are printed one by one
-            pass
-        for number, ids in enumerate(rows, 1):
-            text = "".join(plain_text(ids, tokenizer, args.stop))
-            print(f"--- {number}\n{prompt}{text}\n", flush=True)
-    seconds, count = time.perf_counter() - start, sum(map(len, rows))
+
+def _say_what_is_not_read(model, tokenizer, prompts, ids, long_prompts):
+    for number, (prompt, read) in enumerate(zip(prompts, ids, strict=True), 1):
+        whole = len(tokenizer.encode(prompt, tokenizer.special))
+        kept = min(len(read), model.config.n_ctx)
+        if kept < whole:
+            which = f"prompt {number}" if len(prompts) > 1 else "the prompt"
+            say(f"{which} has {whole:,} tokens: only its last {kept:,} are read ({long_prompts})")
+
+
+def _draw(args, model, tokenizer, prompts, ids, long_prompts):
+    """What is to be printed, piece by piece: one text as it is made, several one by one."""
+    import numpy as np
+
+    from numpygpt import completion
+
+    seed, copies = _seed(args), args.num_return_sequences
+    rng, alone = np.random.default_rng(seed), len(prompts) == copies == 1
+    start, count, reasons = time.perf_counter(), 0, []
+    for first in range(0, len(prompts), BATCH):
+        batch = prompts[first : first + BATCH]
+        steps = completion.stream(
+            model,
+            tokenizer,
+            batch,
+            args.max_new_tokens,
+            temperature=0.8 if args.temperature is None else args.temperature,
+            top_k=args.top_k,
+            top_p=0.95 if args.top_p is None else args.top_p,
+            num_return_sequences=copies,
+            stop=args.stop,
+            rng=rng,
+            repetition_penalty=args.repetition_penalty,
+            long_prompts=long_prompts,
+        )
+        if first == 0:  # now that everything has been checked
+            _say_what_runs(args, model, f"seed {seed}")
+            _say_what_is_not_read(model, tokenizer, prompts, ids, long_prompts)
+        texts, ended = [""] * len(batch) * copies, []
+        if alone:
+            yield prompts[0]
+        for pieces in _keeping_value(steps, ended):
+            if alone:
+                yield pieces[0]
+            texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+        if alone:
+            yield "\n"
+        for row, (text, end) in enumerate(zip(texts, ended, strict=True)):
+            prompt = first + row // copies
+            if not alone:
+                yield f"--- {first * copies + row + 1}\n{prompts[prompt]}{text}\n\n"
+            if args.logprobs is not None:
+                yield from _logprob_lines(model, tokenizer, ids[prompt], end.ids, args.logprobs)
+        count += sum(len(end.ids) for end in ended)
+        reasons += [end.reason for end in ended]
+    seconds = time.perf_counter() - start
     if "context" in reasons:
         say(f"stopped at the end of the context, {model.config.n_ctx} tokens")
     say(f"{count} tokens in {seconds:.2f} s, {count / seconds:.0f} tokens/s")
 
 
-def _first_row(steps, rows, reasons):
-    """The new ids of the first row as they come; all rows' ids are added to `rows`."""
-    while True:
-        try:
-            step = next(steps)
-        except StopIteration as ended:
-            reasons += ended.value
-            return
-        for row, new in zip(rows, step, strict=True):
-            row += new
-        yield from step[0]
+def _keeping_value(steps, value):
+    """The same steps; what the generator returns is added to the list `value`."""
+    value += yield from steps
 
 
-def plain_text(ids, tokenizer, stops):
-    """Text of ids up to the first stop string, without special tokens; pieces as soon as certain.
+def _logprob_lines(model, tokenizer, prompt, ids, top):
+    from numpygpt import completion
 
-    Held back are halves of a character and what may turn out to be the beginning of a stop string.
-    """
-    special = set(tokenizer.special.values())
-    text = ""
-    for piece in tokenizer.decode_stream(i for i in ids if i not in special):
-        text += piece
-        found = [text.index(stop) for stop in stops if stop in text]
-        if found:
-            yield text[: min(found)]
-            text = ""
-            for _ in ids:  # the row has ended, others may not have
-                pass
-            return
-        held = max(
-            (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0
+    yield "\n   log p  token             likeliest\n"
+    for one in completion.logprobs(model, prompt, ids, top):
+        others = "  ".join(f"{tokenizer.tokens[i]} {nats:.3f}" for i, nats in one.alternatives)
+        yield f"{one.logprob:>8.3f}  {tokenizer.tokens[one.id]:<16}  {others}\n"
+
+
+def _beams(args, model, tokenizer, prompts, ids, long_prompts):
+    """What is to be printed of a beam search, prompt by prompt."""
+    from numpygpt import completion
+
+    for name in ("temperature", "top_k", "top_p", "seed"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"beams draw nothing: leave out --{name.replace('_', '-')}")
+    copies = args.num_return_sequences
+    for first, prompt in enumerate(prompts):
+        texts = completion.complete(
+            model,
+            tokenizer,
+            prompt,
+            args.max_new_tokens,
+            num_return_sequences=copies,
+            stop=args.stop,
+            repetition_penalty=args.repetition_penalty,
+            num_beams=args.beams,
+            long_prompts=long_prompts,
         )
-        yield text[: len(text) - held]
-        text = text[len(text) - held :]
-    yield text
+        if first == 0:  # now that everything has been checked
+            _say_what_runs(args, model, f"{args.beams} beams")
+            _say_what_is_not_read(model, tokenizer, prompts, ids, long_prompts)
+        for number, text in enumerate(texts, first * copies + 1):
+            alone = len(prompts) == copies == 1
+            yield f"{prompt}{text}\n" if alone else f"--- {number}\n{prompt}{text}\n\n"
+
+
+def _task(args, prompts):
+    """Print the answer to each prompt, or with --dry-run what the model would be asked."""
+    from numpygpt import completion
+
+    task = completion.TASKS[args.task]
+    if args.dry_run:
+        for prompt in prompts:
+            print(task.prompt(prompt))
+        say(", ".join(f"{name} {value!r}" for name, value in task.settings.items()))
+        return
+    model, tokenizer = load(args.model)
+    seed = _seed(args)
+    say(f"model {args.model}, {args.task}, seed {seed}")
+    for number, prompt in enumerate(prompts):
+        print(completion.ask(model, tokenizer, args.task, prompt, seed + number), flush=True)
 
 
 def tokenize_command(args):
@@ -132,24 +217,51 @@ def add(command):
     p = command(generate_command)
     p.add_argument("prompt", nargs="?", help="default: standard input")
     p.add_argument("--model", **MODEL)
+    p.add_argument("--prompts", metavar="FILE", help='one a line, or .jsonl: {"prompt": ...}')
     p.add_argument("--max-new-tokens", type=int, default=200, help="how long the text may become")
     p.add_argument(
         "--temperature",
         type=float,
-        default=0.8,
-        help="below 1 plays safe, above 1 dares; 0 is greedy",
+        help="below 1 plays safe, above 1 dares; 0 is greedy (default: 0.8)",
     )
     p.add_argument("--top-k", type=int, help="draw from the K likeliest tokens only")
     p.add_argument(
         "--top-p",
         type=float,
-        default=0.95,
-        help="draw from the fewest tokens whose probabilities add up to P; 1 is all of them",
+        help="draw from the fewest tokens whose probabilities add up to P; 1 is all of them "
+        "(default: 0.95)",
     )
     p.add_argument("--num-return-sequences", type=int, default=1, help="how many texts")
     p.add_argument("--seed", type=int, help="of the random draws; the same seed, the same text")
-    p.add_argument("--slide", action="store_true", help="forget the oldest text when n_ctx is full")
+    p.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        help="above 1, what has been said becomes less likely",
+    )
+    p.add_argument("--beams", type=positive, metavar="N", help="the likeliest of N beams instead")
+    long_prompts = p.add_mutually_exclusive_group()
+    long_prompts.add_argument(
+        "--slide", action="store_true", help="forget the oldest text when n_ctx is full"
+    )
+    long_prompts.add_argument(
+        "--keep-end", action="store_true", help="of a prompt that is too long read the end alone"
+    )
     p.add_argument("--stop", action="append", default=[], help="end before this text; repeatable")
+    p.add_argument(
+        "--logprobs",
+        type=int,
+        nargs="?",
+        const=5,
+        metavar="N",
+        help="also each token's log-probability, and those of the N likeliest (5 if left out)",
+    )
+    p.add_argument(
+        "--task",
+        choices=["summarize", "translate", "answer"],
+        help="by the prompts of GPT-2's paper; of `answer` the last line is the question",
+    )
+    p.add_argument("--dry-run", action="store_true", help="of a task, show the prompt alone")
 
     p = command(tokenize_command)
     p.add_argument("text", nargs="?", help="default: standard input")

@@ -110,7 +110,8 @@ class CharacterBPE:
     is there twice, one that makes no token, and a vocabulary without <unk>.
     """
 
-    eot, special = None, {}
+    eot, bos, ends = None, None, ()
+    special, rules = {}, {}
 
     def __init__(self, tokens, merges):
         self.tokens, self.n_vocab, self.merges = list(tokens), len(tokens), list(merges)

@@ -1,4 +1,5 @@
-"""Makes sample.npz and sample_beams.json: what transformers' filters and beam search return.
+"""Makes sample.npz, sample_beams.json and sample_penalty.json: what transformers' filters, beam
+search and repetition penalty return.
 
 Fails unless numpygpt agrees. Run from the repository's root: python tests/golden/make_sample.py
 """
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.generation import (
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -37,6 +39,9 @@ BEAMS = [  # prompt, new tokens, beams, length penalty, eos (-1: none)
     ([5, 3, 7, 9, 13], 1, 6, 1.0, 25),
     ([21, 6], 15, 2, 0.6, 8),
     ([21, 6], 15, 7, 0.6, 15),
+    ([5, 17, 2], 12, 4, 1.0, [15, 21]),
+    ([8], 12, 3, 1.0, [8, 25, 21]),
+    ([30, 1, 1, 29], 9, 5, 0.6, [8, 3]),
 ]
 
 
@@ -99,7 +104,7 @@ def make_model():
 def make_beams(ours, theirs):
     cases = []
     for prompt, new, beams, penalty, eos in BEAMS:
-        eos = None if eos < 0 else eos
+        eos = None if eos == -1 else eos
         with torch.no_grad():
             out = theirs.generate(
                 torch.tensor([prompt]),
@@ -116,8 +121,9 @@ def make_beams(ours, theirs):
                 return_dict_in_generate=True,
             )
         rows = [row[len(prompt) :].tolist() for row in out.sequences]
-        if eos is not None:
-            rows = [row[: row.index(eos) + 1] if eos in row else row for row in rows]
+        ends = eos if isinstance(eos, list) else [eos]
+        lengths = [next((n for n, i in enumerate(row, 1) if i in ends), new) for row in rows]
+        rows = [row[:length] for row, length in zip(rows, lengths, strict=True)]
         # A beam search of one beam is greedy search in transformers and has no sequences_scores.
         scores = None if beams == 1 else out.sequences_scores.tolist()
         got = numpygpt.beam.beam_search(ours, prompt, new, beams, penalty, eos)
@@ -139,9 +145,41 @@ def make_beams(ours, theirs):
     return cases
 
 
+def make_penalties(ours, theirs):
+    """Logits with the penalty, and greedy and beam search under it."""
+    rng = np.random.default_rng(37)
+    rows, ids = rng.standard_normal((2, 31)), [[3, 3, 30, 8], [1, 0, 2, 7]]
+    cases = []
+    for penalty in (1.0, 1.3, 2.5, 0.8):
+        processor = RepetitionPenaltyLogitsProcessor(penalty)
+        logits = processor(torch.tensor(ids), torch.from_numpy(rows)).numpy()
+        got = numpygpt.sample.penalise_repetition(rows, ids, penalty)
+        np.testing.assert_allclose(got, logits, rtol=1e-15)
+        case = {"penalty": penalty, "logits": rows.tolist(), "ids": ids, "out": logits.tolist()}
+        for beams in (1, 4):
+            with torch.no_grad():
+                out = theirs.generate(
+                    torch.tensor([[5, 17, 2]]),
+                    attention_mask=torch.ones(1, 3, dtype=torch.long),
+                    max_new_tokens=10,
+                    num_beams=beams,
+                    num_return_sequences=beams,
+                    do_sample=False,
+                    repetition_penalty=penalty,
+                    pad_token_id=30,
+                )
+            case[f"beams {beams}"] = [row[3:].tolist() for row in out]
+        cases.append(case)
+    assert len({str(case["beams 1"]) for case in cases}) > 2  # it makes a difference
+    assert len({str(case["beams 4"]) for case in cases}) > 2
+    return cases
+
+
 if __name__ == "__main__":
     ours, theirs, params = make_model()
     params = {f"param.{name}": value for name, value in params.items()}
     np.savez_compressed(HERE / "sample.npz", **make_filters(), **params)
     text = ",\n".join(json.dumps(case) for case in make_beams(ours, theirs))
     (HERE / "sample_beams.json").write_text(f"[\n{text}\n]\n", encoding="utf-8")
+    text = ",\n".join(json.dumps(case) for case in make_penalties(ours, theirs))
+    (HERE / "sample_penalty.json").write_text(f"[\n{text}\n]\n", encoding="utf-8")

@@ -1,0 +1,293 @@
+"""Text in, text out: the same as generate and decode, and it ends where it should."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sampling import stored_model
+
+import numpygpt
+from numpygpt import completion, evaluate, sample
+from numpygpt.beam import beam_search
+from numpygpt.bpe import Special, Tokenizer, byte_symbols
+
+PENALTIES = json.loads(
+    (Path(__file__).parent / "golden" / "sample_penalty.json").read_text(encoding="utf-8")
+)
+TEXT = "A cat sat on a mat, and the cat saw a rat. The rat ran, so the cat ran too – naïve.\n" * 9
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train(TEXT, 280)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    config = numpygpt.Config(280, 40, 24, 3, 2)
+    params = numpygpt.init(config, np.random.default_rng(0), np.float64)
+    return numpygpt.GPT2(
+        config, {n: p * (8 if n == "wte.weight" else 1) for n, p in params.items()}
+    )
+
+
+def by_hand(model, tokenizer, prompt, count, seed, **settings):
+    ids = []
+    for step in numpygpt.generate(
+        model, tokenizer.encode(prompt), count, rng=np.random.default_rng(seed), **settings
+    ):
+        ids += step[0]
+    return ids
+
+
+def test_a_text_is_generate_and_decode(model, tokenizer):
+    ids = by_hand(model, tokenizer, "The cat", 20, 3, stop=tokenizer.eot)
+    (text,) = numpygpt.complete(model, tokenizer, "The cat", 20, seed=3)
+    assert text == tokenizer.decode([i for i in ids if i != tokenizer.eot])
+    assert numpygpt.complete(model, tokenizer, "The cat", 20, rng=np.random.default_rng(3)) == [
+        text
+    ]
+    assert numpygpt.complete(model, tokenizer, "The cat", 20, seed=4) != [text]
+
+
+def test_texts_of_unequal_prompts_are_those_of_each_alone(model, tokenizer):
+    prompts = ["The cat", "A rat ran, and so", "", "naïve – a"]
+    greedy = numpygpt.complete(model, tokenizer, prompts, 12, temperature=0)
+    assert len(greedy) == 4
+    for prompt, text in zip(prompts, greedy, strict=True):
+        assert numpygpt.complete(model, tokenizer, prompt, 12, temperature=0) == [text]
+    drawn = numpygpt.complete(model, tokenizer, prompts, 12, num_return_sequences=3, seed=1)
+    assert len(drawn) == len(set(drawn)) == 12
+    assert drawn == numpygpt.complete(
+        model, tokenizer, tuple(prompts), 12, num_return_sequences=3, seed=1
+    )
+
+
+def scripted(text, tokenizer, ends=1):
+    """A model that says this text, whatever it is asked, and then the end token."""
+    ids = [*tokenizer.encode(text), *[tokenizer.eot] * ends]
+
+    class Says:
+        config = numpygpt.Config(tokenizer.n_vocab, 200, 4, 1, 1)
+        asked = []
+
+        def cache(self, batch=1):
+            return type("Cache", (), {"k": [], "v": [], "length": 0, "pads": None, "said": 0})()
+
+        def forward(self, tokens, cache, pads=None, only_last=False):
+            self.asked.append(tokens.tolist())
+            logits = np.full((len(tokens), 1, tokenizer.n_vocab), -50.0)
+            logits[:, :, ids[min(cache.said, len(ids) - 1)]] = 50
+            cache.said += 1
+            return logits, {}
+
+    return Says()
+
+
+def test_the_end_token_ends_a_text_and_is_not_shown(tokenizer):
+    model = scripted("The end.", tokenizer)
+    assert numpygpt.complete(model, tokenizer, "Now:", 100, seed=0) == ["The end."]
+    first_two = tokenizer.decode(tokenizer.encode("The end.")[:2])
+    assert numpygpt.complete(model, tokenizer, "Now:", 2, seed=0) == [first_two]
+    steps = numpygpt.stream(model, tokenizer, "Now:", 100, seed=0)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stopped:
+            (ended,) = stopped.value
+            break
+    assert ended.reason == "stop"
+    assert ended.ids == [*tokenizer.encode("The end."), tokenizer.eot]
+
+
+def test_every_end_token_of_the_model_ends_a_text(tokenizer):
+    several = Tokenizer(
+        [*tokenizer.tokens, "<stop>", "<note>"],
+        tokenizer.merges,
+        ["<|endoftext|>", "<stop>", Special("<note>", hidden=False)],
+        ends=[280, tokenizer.eot],
+    )
+    for end in ("<stop>", "<|endoftext|>"):
+        ids = [*several.encode("A cat"), several.special["<note>"], several.special[end]]
+        model = scripted("", several)
+        model.forward = _says(ids, several.n_vocab)
+        assert numpygpt.complete(model, several, "x", 50) == ["A cat<note>"]
+
+
+def _says(ids, n_vocab):
+    def forward(tokens, cache, pads=None, only_last=False):
+        logits = np.full((len(tokens), 1, n_vocab), -50.0)
+        logits[:, :, ids[min(cache.said, len(ids) - 1)]] = 50
+        cache.said += 1
+        return logits, {}
+
+    return forward
+
+
+def test_an_empty_prompt_begins_with_the_begin_or_end_token(tokenizer):
+    model = scripted("A", tokenizer)
+    assert completion.prompt_ids(model, tokenizer, "", 5) == [[tokenizer.eot]]
+    begins = Tokenizer(
+        [*tokenizer.tokens, "<s>"],
+        tokenizer.merges,
+        ["<|endoftext|>", "<s>"],
+        roles={"bos_token": "<s>", "eos_token": "<|endoftext|>"},
+    )
+    assert completion.prompt_ids(model, begins, ["", "<s>"], 5) == [[280], [280]]
+    bare = Tokenizer(byte_symbols().values(), [], [])
+    with pytest.raises(ValueError, match="prompt 0 is empty"):
+        completion.prompt_ids(model, bare, "", 5)
+
+
+@pytest.mark.parametrize("stop", [" rat", "t on", ("zzz", "sat"), ["ï", " on a"], "–"])
+def test_a_stop_string_ends_a_text_before_it(tokenizer, stop):
+    said = "A cat sat on a mat, naïve – and the cat saw a rat. The end"
+    model = scripted(said, tokenizer)
+    stops = [stop] if isinstance(stop, str) else stop
+    expected = said[: min(said.index(s) for s in stops if s in said)]
+    assert numpygpt.complete(model, tokenizer, "x", 100, stop=stop) == [expected]
+    pieces = [piece for (piece,) in numpygpt.stream(model, tokenizer, "x", 100, stop=stop)]
+    assert "".join(pieces) == expected
+
+
+def test_pieces_come_as_soon_as_they_are_certain(tokenizer):
+    pieces = completion.Pieces(tokenizer, ["cab", tokenizer.eot])
+    ids = {c: tokenizer.encode(c)[0] for c in "abcx"}
+    assert [pieces.add([ids[c]]) for c in "xcacabx"] == ["x", "", "", "ca", "", "", ""]
+    assert pieces.rest() == ""
+    pieces = completion.Pieces(tokenizer, ["cab"])
+    halves = tokenizer.encode("é")  # not in TEXT: two bytes, two tokens
+    assert [pieces.add([i]) for i in halves] == ["", "é"]
+    assert (pieces.add([ids["c"]]), pieces.rest()) == ("", "c")
+
+
+def test_a_long_prompt_is_refused_cut_or_slid_by_name(model, tokenizer):
+    prompt = "cat rat mat " * 20
+    ids = tokenizer.encode(prompt)
+    assert len(ids) > 40
+    with pytest.raises(ValueError, match='n_ctx = 40: .*"keep_end" or "slide"'):
+        numpygpt.complete(model, tokenizer, prompt, 5)
+    assert completion.prompt_ids(model, tokenizer, prompt, 5, "keep_end") == [ids[-36:]]
+    (kept,) = numpygpt.complete(model, tokenizer, prompt, 5, temperature=0, long_prompts="keep_end")
+    new = [step[0][0] for step in numpygpt.generate(model, ids[-36:], 5, temperature=0)]
+    assert kept == tokenizer.decode(new)
+    (slid,) = numpygpt.complete(model, tokenizer, prompt, 60, temperature=0, long_prompts="slide")
+    new = [
+        step[0][0]
+        for step in numpygpt.generate(
+            model, ids, 60, temperature=0, at_end="slide", stop=tokenizer.eot
+        )
+    ]
+    assert slid == tokenizer.decode([i for i in new if i != tokenizer.eot])
+    with pytest.raises(ValueError, match="41 new tokens do not fit"):
+        numpygpt.complete(model, tokenizer, prompt, 41, long_prompts="keep_end")
+    with pytest.raises(ValueError, match="long_prompts must be one of"):
+        numpygpt.complete(model, tokenizer, prompt, 4, long_prompts="cut")
+
+
+def test_beams_are_those_of_beam_search(model, tokenizer):
+    found = beam_search(model, tokenizer.encode("The cat"), 9, 4, eos=tokenizer.eot)
+    texts = numpygpt.complete(
+        model, tokenizer, ["The cat", "A"], 9, num_beams=4, num_return_sequences=2
+    )
+    assert texts[:2] == [
+        tokenizer.decode([i for i in ids if i != tokenizer.eot]) for ids, _ in found[:2]
+    ]
+    assert len(texts) == 4
+    (greedy,) = numpygpt.complete(model, tokenizer, "A", 9, temperature=0)
+    assert numpygpt.complete(model, tokenizer, "A", 9, num_beams=1) == [greedy]
+    for wrong in ({"temperature": 0.5}, {"seed": 1}, {"top_k": 3}):
+        with pytest.raises(ValueError, match="beams draw nothing"):
+            numpygpt.complete(model, tokenizer, "A", 9, num_beams=2, **wrong)
+    with pytest.raises(ValueError, match="2 beams find 2 texts, not 3"):
+        numpygpt.complete(model, tokenizer, "A", 9, num_beams=2, num_return_sequences=3)
+
+
+@pytest.mark.parametrize("case", PENALTIES, ids=lambda case: str(case["penalty"]))
+def test_repetition_penalty_is_that_of_transformers(case):
+    rows = np.array(case["logits"])
+    out = sample.penalise_repetition(rows, case["ids"], case["penalty"])
+    np.testing.assert_allclose(out, case["out"], rtol=1e-15)
+    gpt = stored_model()
+    steps = sample.generate(gpt, [5, 17, 2], 10, temperature=0, repetition_penalty=case["penalty"])
+    assert [step[0][0] for step in steps] == case["beams 1"][0]
+    log_p = completion._penalised(case["penalty"])
+    found = beam_search(gpt, [5, 17, 2], 10, 4, log_p=log_p)
+    assert [ids for ids, _ in found] == case["beams 4"]
+
+
+@pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), "2", True])
+def test_a_penalty_that_makes_no_sense_is_refused(model, tokenizer, wrong):
+    for settings in ({}, {"num_beams": 2}):
+        with pytest.raises((ValueError, TypeError), match="repetition_penalty must be"):
+            numpygpt.complete(model, tokenizer, "A", 3, repetition_penalty=wrong, **settings)
+
+
+@pytest.mark.parametrize(
+    "name, sentence",
+    [
+        ("max_length", "it is called max_new_tokens"),
+        ("do_sample", "temperature=0 is greedy"),
+        ("return_tensors", "ids are lists of int"),
+        ("eos_token_id", "it is called stop"),
+        ("nonsense", "has no nonsense$"),
+    ],
+)
+def test_names_from_transformers_are_told_the_name_here(model, tokenizer, name, sentence):
+    for call in (numpygpt.complete, numpygpt.stream):
+        with pytest.raises(TypeError, match=sentence):
+            call(model, tokenizer, "A", 3, **{name: 1})
+    with pytest.raises(TypeError, match=sentence):
+        numpygpt.generate(model, [3], 3, **{name: 1})
+
+
+def test_prompts_that_are_no_texts_are_refused(model, tokenizer):
+    for wrong in ([1, 2], 5, [], [["A"]], None):
+        with pytest.raises(TypeError, match="prompts must be|not iterable"):
+            numpygpt.complete(model, tokenizer, wrong, 3)
+    with pytest.raises(ValueError, match="seed and rng"):
+        numpygpt.complete(model, tokenizer, "A", 3, seed=1, rng=np.random.default_rng(1))
+
+
+def test_logprobs_are_those_of_the_whole_text(model, tokenizer):
+    prompt, ids = tokenizer.encode("The cat"), tokenizer.encode(" ran. A rat")
+    found = completion.logprobs(model, prompt, ids, 4)
+    assert [one.id for one in found] == ids
+    (scored,) = evaluate.continuations(model, prompt, [ids])
+    assert -sum(one.logprob for one in found) == pytest.approx(scored.nats, rel=1e-12)
+    for n, one in enumerate(found):
+        p = sample.probabilities(model.forward(prompt + ids[:n])[0])[0, -1]
+        best = np.argsort(-p)[:4]
+        assert [i for i, _ in one.alternatives] == best.tolist()
+        np.testing.assert_allclose([x for _, x in one.alternatives], np.log(p[best]), rtol=1e-9)
+        assert one.logprob == pytest.approx(np.log(p[one.id]))
+    assert completion.logprobs(model, prompt, [], 4) == []
+
+
+def test_the_papers_prompts():
+    tasks = completion.TASKS
+    assert tasks["summarize"].prompt("A long story.\n") == "A long story.\nTL;DR:"
+    assert tasks["translate"].prompt("Hello.").endswith("\nHello. =")
+    assert tasks["answer"].prompt("Tom ran.\nHe fell.\nWho fell?") == (
+        "Tom ran.\nHe fell.\n\nQ: Who fell?\nA:"
+    )
+    assert tasks["answer"].prompt("Who fell?").endswith("\nQ: Who fell?\nA:")
+    assert completion.sentences('One. "Two!" Three? Four.', 3) == 'One. "Two!" Three?'
+    assert completion.sentences("3.5 is a number", 1) == "3.5 is a number"
+
+
+@pytest.mark.parametrize(
+    "task, said, answer",
+    [
+        ("summarize", " One. Two. Three. Four. Five.", "One. Two. Three."),
+        ("translate", " Un chat. Un rat.\nA rat = ", "Un chat."),
+        ("answer", " Tom\nQ: Who ran?\nA: Ann", "Tom"),
+    ],
+)
+def test_an_answer_ends_where_it_ends(tokenizer, task, said, answer):
+    assert completion.ask(scripted(said, tokenizer), tokenizer, task, "A cat. Who?") == answer
+    with pytest.raises(ValueError, match="there is no text to"):
+        completion.ask(None, tokenizer, task, " ")
+    with pytest.raises(ValueError, match="task must be one of"):
+        completion.ask(None, tokenizer, "chat", "Hello")
