@@ -102,3 +102,13 @@ def test_a_vocabulary_that_does_not_fit_is_refused():
         gpt1.CharacterBPE(["<unk>", "a", "b</w>"], []).encode("a", allowed_special={"<unk>"})
     with pytest.raises(TypeError, match="must be a str"):
         gpt1.CharacterBPE(["<unk>"], []).encode(b"a")
+
+
+def test_complete_writes_with_gpt1s_own_tokenizer(loaded):
+    model, tokenizer = loaded
+    new = [
+        step[0][0]
+        for step in numpygpt.generate(model, tokenizer.encode("the cat"), 6, temperature=0)
+    ]
+    (text,) = numpygpt.complete(model, tokenizer, "the cat", 6, temperature=0)
+    assert text == "".join(tokenizer.decode_stream(new))
