@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from . import fast
 from . import ops as reference_ops
 
 # The entries that `backward` reads, without the block's prefix: keep="backward" keeps these.
@@ -174,6 +175,7 @@ class GPT2:
         """An empty KV cache for `batch` sequences; `forward(tokens, cache)` fills it."""
         return new_cache(self.config, batch, self.dtype)
 
+    @fast.one_blas_thread()
     def forward(self, tokens, cache=None, pads=None, keep="nothing", only_last=False, given=None):
         """Logits of the next token after each token, and the record of the computation.
 
@@ -195,7 +197,7 @@ class GPT2:
         tokens, pads = check_input(self, tokens, cache, pads, keep)
         past = cache.length if cache else 0
         positions = ops.positions(past, tokens.shape[1], pads)
-        acts, given = Record(), given or {}
+        acts, given, whole = Record(), given or {}, keep == "everything" or given is not None
 
         def save(name, array, prefix=""):
             if keep == "everything" or (keep == "backward" and name in READ_BACKWARD):
@@ -208,9 +210,10 @@ class GPT2:
         if pads is not None:
             save("pads", pads)
         x = save("wte", ops.embedding(tokens, p["wte.weight"]))
-        x = ops.residual(x, save("wpe", ops.embedding(positions, p["wpe.weight"])))
+        y = save("wpe", ops.embedding(positions, p["wpe.weight"]))
+        x = ops.residual(x, y)
         for i in range(self.config.n_layer):
-            x = self.block(x, i, cache, pads, save, whole=keep == "everything")
+            x = self.block(x, i, cache, pads, save, whole)
         if only_last:
             x = x[:, -1:]
         x = save("ln_f", ops.layer_norm(x, p["ln_f.weight"], p["ln_f.bias"], eps))
@@ -236,7 +239,8 @@ class GPT2:
                 append(store[i], new, cache.length) for store, new in ((cache.k, k), (cache.v, v))
             )
         q, k, v = save("attn.q", q, h), save("attn.k", k, h), save("attn.v", v, h)
-        z = save("attn.z", self._attention(q, k, v, pads, save, h, whole), h)
+        z = self._attention(q, k, v, pads, save, h, whole)
+        z = save("attn.z", z, h)
         y = save("attn.c_proj", ops.linear(z, *weights("attn.c_proj")), h)
         x = save("resid_mid", ops.residual(x, y), h)
         y = save("ln_2", ops.layer_norm(x, *weights("ln_2"), eps), h)
@@ -248,16 +252,27 @@ class GPT2:
     def _attention(self, q, k, v, pads, save, h, whole):
         """z = softmax(q k^T / sqrt(D) + mask) v, with the heads merged: -> (B, T, C)."""
         ops = self.ops
-        z = []
-        for queries, keys in _pieces(q.shape[2], k.shape[2], whole):
-            scores = ops.attention_scores(q[:, :, queries], k[:, :, :keys], pads)
-            pattern = ops.softmax(save("attn.scores", scores, h))
-            z.append(ops.attention_values(save("attn.pattern", pattern, h), v[:, :, :keys]))
-        return ops.merge_heads(z[0] if len(z) == 1 else np.concatenate(z, axis=2))
+        b, n_head, t, d = q.shape
+        z = np.empty((b, t, n_head, d), q.dtype).swapaxes(1, 2)
+
+        def attend(heads):
+            for queries, keys in _pieces(t, k.shape[2], whole):
+                scores = ops.attention_scores(q[:, heads, queries], k[:, heads, :keys], pads)
+                scores = save("attn.scores", scores, h)
+                pattern = save("attn.pattern", ops.softmax(scores), h)
+                z[:, heads, queries] = ops.attention_values(pattern, v[:, heads, :keys])
+
+        fast.share(attend, self._heads(q, k, whole))
+        return ops.merge_heads(z)
+
+    def _heads(self, q, k, whole=False):
+        """The heads that a thread takes at a time: with operations of others, all in this one."""
+        return fast.heads(q, k, whole or self.ops is not reference_ops)
 
     def _unembedding(self):
         return self.params.get("lm_head.weight", self.params["wte.weight"])
 
+    @fast.one_blas_thread()
     def backward(self, dlogits, acts, only=None) -> dict[str, np.ndarray]:
         """Gradients of the loss with respect to every parameter, given those to the logits.
 
@@ -320,17 +335,22 @@ class GPT2:
         b, n_head, t, d = q.shape
         dqkv = np.zeros((b, t, 3 * n_head * d), q.dtype)
         dq, dk, dv = (ops.split_heads(part, n_head) for part in np.split(dqkv, 3, axis=-1))  # views
-        for queries, keys in _pieces(t, k.shape[2]):
-            q_, k_, v_, dz_ = q[:, :, queries], k[:, :, :keys], v[:, :, :keys], dz[:, :, queries]
-            scores = ops.attention_scores(q_, k_, pads)
-            pattern = ops.softmax(scores)
-            dpattern, dv_ = ops.attention_values_backward(dz_, pattern, v_)
-            dscores = ops.softmax_backward(dpattern, scores, pattern)
-            dq[:, :, queries], dk_ = ops.attention_scores_backward(dscores, q_, k_, pads)
-            dk[:, :, :keys] += dk_
-            dv[:, :, :keys] += dv_
+
+        def attend_backward(heads):
+            for queries, keys in _pieces(t, k.shape[2]):
+                q_, k_, v_ = q[:, heads, queries], k[:, heads, :keys], v[:, heads, :keys]
+                scores = ops.attention_scores(q_, k_, pads)
+                pattern = ops.softmax(scores)
+                dpattern, dv_ = ops.attention_values_backward(dz[:, heads, queries], pattern, v_)
+                dscores = ops.softmax_backward(dpattern, scores, pattern)
+                dq[:, heads, queries], dk_ = ops.attention_scores_backward(dscores, q_, k_, pads)
+                dk[:, heads, :keys] += dk_
+                dv[:, heads, :keys] += dv_
+
+        fast.share(attend_backward, self._heads(q, k))
         return dqkv
 
+    @fast.one_blas_thread()
     def loss_and_grads(self, tokens, targets, mask=None, only=None):
         """Mean cross-entropy in nats over the tokens where mask is 1, and its gradients.
 

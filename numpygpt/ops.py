@@ -17,6 +17,9 @@ Letters, used everywhere in this package:
 dtype is kept: float32 in, float32 out; float64 in, float64 out. Constants are Python floats, since
 a NumPy scalar such as `np.sqrt(2 / np.pi)` is a float64 that would turn the whole model into one.
 
+What stands above a function (`@fast.by_rows`) and `fast.matmul`, which is `@`, make it fast and
+change no number but by rounding; `fast.py` tells how, and nobody needs it to read on.
+
 Sources: Radford et al. 2019 (GPT-2) and its released `src/model.py`; Vaswani et al. 2017
 (attention); Ba et al. 2016 (layer norm); Hendrycks and Gimpel 2016 (GELU).
 """
@@ -25,17 +28,7 @@ import math
 
 import numpy as np
 
-# Elementwise work goes over an array several times. Doing all the passes on one tile of rows before
-# the next keeps the tile in the processor's L2 cache: 2**17 float32 numbers are 512 kB.
-TILE = 2**17
-# Products of so few rows are taken row by row, see `_product` and `unembed`.
-FEW_ROWS, FEW_LOGITS, BLOCK = 3, 8, 1024
-
-
-def _tiles(rows: int, width: int):
-    """Slices that cut `rows` rows of `width` numbers into tiles of at most TILE numbers."""
-    step = max(1, TILE // width)
-    return (slice(start, start + step) for start in range(0, rows, step))
+from . import fast
 
 
 def _rows(x):
@@ -52,15 +45,13 @@ def embedding(ids, table):
 
 
 def embedding_backward(dy, ids, table, into=None):
-    """Each row of the table collects the gradients of all the places that used it.
+    """dtable[i] = sum of dy over all places where the id is i: (B, T, C) -> (V, C).
 
     into: a gradient that the table has already; these are added to it, in place. GPT-2's table is
     used twice, and a second gradient of it would be 154 MB of zeros with a few rows in it.
     """
-    order = np.argsort(ids, axis=None, kind="stable")  # equal ids become neighbours ...
-    used, starts = np.unique(ids.reshape(-1)[order], return_index=True)
     dtable = np.zeros(table.shape, table.dtype) if into is None else into
-    dtable[used] += np.add.reduceat(_rows(dy)[order], starts, axis=0)  # ... and are added in runs
+    np.add.at(dtable, ids, dy)  # `dtable[ids] += dy` would count a repeated id once
     return dtable
 
 
@@ -77,13 +68,15 @@ def positions(past, t, pads=None):
 # ---- residual stream ----------------------------------------------------------------------------
 
 
+@fast.by_rows
 def residual(x, y):
     """x + y: what a block computed is *added* to the stream; the stream itself passes unchanged."""
     return x + y
 
 
 def residual_backward(dy, x=None, y=None):
-    return dy, dy  # whatever x and y were
+    """dx = dy and dy = dy, whatever x and y were: this is what lets deep stacks be trained."""
+    return dy, dy
 
 
 # ---- linear -------------------------------------------------------------------------------------
@@ -95,73 +88,53 @@ def linear(x, w, b):
     The weights stand (in, out), as OpenAI published them ("Conv1D"): there is no transpose here,
     and a checkpoint from `torch.nn.Linear` would need one.
     """
-    y = _product(_rows(x), w)  # (1) one product for all rows: a batch of small ones is slower
-    y += b  # (2)
-    return y.reshape(*x.shape[:-1], -1)
-
-
-def _product(x, w):
-    """x @ w, no more, for x (R, N), w (N, M); two or three rows one after the other."""
-    if not 1 < len(x) <= FEW_ROWS:
-        return x @ w
-    # BLAS multiplies one row at the speed at which memory gives w. From two rows on it first copies
-    # w into an order of its own, which costs more than the rows save; row by row, w is in the
-    # processor's cache when the second needs it.
-    return np.concatenate([x[i : i + 1] @ w for i in range(len(x))])
+    return fast.matmul(x, w, plus=b)  # x @ w + b
 
 
 def linear_backward(dy, x, w, b):
-    dy, x_rows = _rows(dy), _rows(x)
-    db = dy.sum(0)  # undo (2)  y += b
-    dw = x_rows.T @ dy  # undo (1)  y = x @ w
-    dx = dy @ w.T
-    return dx.reshape(x.shape), dw, db
+    """dx = dy w^T, dw = x^T dy, db = sum of dy; the sums of dw and db run over all rows (B, T)."""
+    dy_rows, x_rows = _rows(dy), _rows(x)
+    dx = fast.matmul(dy, w.T)
+    dw = fast.matmul(x_rows.T, dy_rows)
+    db = dy_rows.sum(0)
+    return dx, dw, db
 
 
 # ---- layer norm ---------------------------------------------------------------------------------
 
 
+@fast.by_rows
 def layer_norm(x, g, b, eps):
-    """y = g (x - mean) / sqrt(var + eps) + b over the last axis: (..., C) -> (..., C).
+    """y = g (x - mean) / sqrt(variance + eps) + b over the last axis: (..., C) -> (..., C).
 
     The variance is the biased one (divided by C, not C - 1) and eps stands inside the root.
     """
-    y = np.empty_like(x, order="C")
-    x_rows, y_rows = _rows(x), _rows(y)
-    for tile in _tiles(*x_rows.shape):
-        normed, _ = _normalise(x_rows[tile], eps)  # (1)
-        normed *= g  # (2)
-        normed += b  # (3)
-        y_rows[tile] = normed
-    return y
+    c = x.shape[-1]
+    mean = x.sum(-1, keepdims=True) / c
+    variance = np.square(x - mean).sum(-1, keepdims=True) / c
+    normed = (x - mean) / np.sqrt(variance + eps)  # (1)
+    return g * normed + b  # (2), (3)
 
 
-def _normalise(x, eps):
-    """(x - mean) / sqrt(var + eps) and 1 / sqrt(var + eps), rows of x alone."""
-    c = x.shape[-1]  # sum / c: `mean` is a slower call, and decoding makes 50 of them a token
-    normed = x - x.sum(-1, keepdims=True) / c
-    scale = 1 / np.sqrt(np.square(normed).sum(-1, keepdims=True) / c + eps)
-    normed *= scale
-    return normed, scale
-
-
+@fast.by_rows
 def layer_norm_backward(dy, x, g, b, eps):
-    dx = np.empty_like(x, order="C")
-    dg, db = np.zeros_like(g), np.zeros_like(b)
-    dy_rows, x_rows, dx_rows = _rows(dy), _rows(x), _rows(dx)
-    for tile in _tiles(*x_rows.shape):
-        d = dy_rows[tile]
-        normed, scale = _normalise(x_rows[tile], eps)
-        db += d.sum(0)  # undo (3)  normed += b
-        dg += (d * normed).sum(0)  # undo (2)  normed *= g
-        d = d * g
-        # undo (1): the mean and the variance depend on every x of the row, hence the two means
-        along = (d * normed).mean(-1, keepdims=True)
-        d -= d.mean(-1, keepdims=True)
-        normed *= along
-        d -= normed
-        d *= scale
-        dx_rows[tile] = d
+    """With n = (x - mean) / std, std = sqrt(variance + eps) and dn = g dy:
+
+        dx = (dn - mean(dn) - n mean(n dn)) / std,   dg = sum of n dy,   db = sum of dy
+
+    The mean and the variance depend on every x of the row: hence the two means, over the row, that
+    take from dn what would shift all of it or stretch it. The sums run over all rows.
+    """
+    c = x.shape[-1]
+    centred = x - x.sum(-1, keepdims=True) / c
+    std = np.sqrt(np.square(centred).sum(-1, keepdims=True) / c + eps)
+    normed = centred / std
+    db = _rows(dy).sum(0)  # undo (3)
+    dg = _rows(normed * dy).sum(0)  # undo (2)
+    dnormed = g * dy
+    shift = dnormed.sum(-1, keepdims=True) / c  # undo (1)
+    stretch = (normed * dnormed).sum(-1, keepdims=True) / c
+    dx = (dnormed - shift - normed * stretch) / std
     return dx, dg, db
 
 
@@ -171,79 +144,46 @@ GELU_SCALE = math.sqrt(2 / math.pi)
 GELU_CUBIC = 0.044715
 
 
+@fast.by_rows
 def gelu(x):
     """y = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), elementwise.
 
     GPT-2 was trained with this tanh approximation. The exact x/2 (1 + erf(x / sqrt 2)) differs from
     it by up to 5e-4, which changes every logit of a released checkpoint and hardly ever an argmax.
     """
-    y = np.empty_like(x, order="C")
-    x_rows, y_rows = _rows(x), _rows(y)
-    for tile in _tiles(*x_rows.shape):
-        out = _gelu_tanh(x_rows[tile])  # (1) tanh(...)
-        out += 1  # (2) x/2 (1 + ...)
-        out *= 0.5
-        np.multiply(out, x_rows[tile], out=y_rows[tile])
-    return y
+    cube = x * x * x  # NumPy's x**3 is a power like any other, and takes six times as long
+    return 0.5 * x * (1 + np.tanh(GELU_SCALE * (x + GELU_CUBIC * cube)))
 
 
-def _gelu_tanh(x):
-    """tanh(sqrt(2/pi) x (1 + 0.044715 x^2)); x * x because NumPy's x**3 is a slow power."""
-    t = x * x
-    t *= GELU_SCALE * GELU_CUBIC
-    t += GELU_SCALE
-    t *= x
-    return np.tanh(t, out=t)
-
-
+@fast.by_rows
 def gelu_backward(dy, x):
-    dx = np.empty_like(x, order="C")
-    dy_rows, x_rows, dx_rows = _rows(dy), _rows(x), _rows(dx)
-    for tile in _tiles(*x_rows.shape):
-        x_tile = x_rows[tile]
-        t = _gelu_tanh(x_tile)
-        # undo (1): dt/dx = (1 - t^2) sqrt(2/pi) (1 + 3 0.044715 x^2), times x/2 from (2)
-        slope = x_tile * x_tile
-        slope *= 1.5 * GELU_SCALE * GELU_CUBIC
-        slope += 0.5 * GELU_SCALE
-        slope *= x_tile
-        slope *= 1 - t * t
-        # undo (2): the other factor, (1 + t) / 2
-        t += 1
-        t *= 0.5
-        slope += t
-        np.multiply(slope, dy_rows[tile], out=dx_rows[tile])
-    return dx
+    """dx = dy (1/2 (1 + t) + x/2 (1 - t^2) z'), with t = tanh(z), z = sqrt(2/pi) (x + 0.044715 x^3)
+    and its slope z' = sqrt(2/pi) (1 + 3 0.044715 x^2)."""
+    square = x * x
+    t = np.tanh(GELU_SCALE * (x + GELU_CUBIC * square * x))
+    slope = GELU_SCALE * (1 + 3 * GELU_CUBIC * square)
+    return dy * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * slope)
 
 
 # ---- softmax ------------------------------------------------------------------------------------
 
 
+@fast.by_rows
 def softmax(x):
     """y_i = exp(x_i) / sum_j exp(x_j) over the last axis; -inf becomes exactly 0.
 
     The largest x of the row is subtracted first: it changes nothing in the quotient, and without it
     exp overflows at x > 88 in float32.
     """
-    y = np.empty_like(x, order="C")
-    x_rows, y_rows = _rows(x), _rows(y)
-    for tile in _tiles(*x_rows.shape):
-        out = y_rows[tile]
-        np.subtract(x_rows[tile], x_rows[tile].max(-1, keepdims=True), out=out)
-        np.exp(out, out=out)
-        out /= out.sum(-1, keepdims=True)
-    return y
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
 
 
+@fast.by_rows
 def softmax_backward(dy, x, y=None):
     """dx = y (dy - sum_j y_j dy_j); `y`, what softmax(x) returned, spares computing it again."""
-    y_rows = _rows(softmax(x) if y is None else y)
-    dx = np.empty_like(x, order="C")
-    dy_rows, dx_rows = _rows(dy), _rows(dx)
-    for tile in _tiles(*y_rows.shape):
-        out = np.multiply(y_rows[tile], dy_rows[tile], out=dx_rows[tile])
-        out -= y_rows[tile] * out.sum(-1, keepdims=True)
-    return dx
+    y = softmax(x) if y is None else y
+    return y * (dy - (y * dy).sum(-1, keepdims=True))
 
 
 # ---- attention ----------------------------------------------------------------------------------
@@ -304,10 +244,13 @@ def _hidden(scores, pads):
 
 
 def attention_scores_backward(dy, q, k, pads=None):
-    """`dy` is 0 where the mask is, since the softmax above gave those keys no weight."""
-    scale = q.shape[-1] ** -0.5  # (2) adds a constant: nothing to undo
-    dq = dy @ k  # undo (1)  scores = (q * scale) @ k.T
-    dq *= scale
+    """dq = dy k / sqrt(D), dk = dy^T q / sqrt(D).
+
+    The mask adds a constant: nothing to undo. Where it hides a key, dy is 0, since the softmax
+    above gave that key no weight.
+    """
+    scale = q.shape[-1] ** -0.5
+    dq = dy @ k * scale
     dk = dy.swapaxes(-1, -2) @ (q * scale)
     return dq, dk
 
@@ -318,6 +261,7 @@ def attention_values(pattern, v):
 
 
 def attention_values_backward(dy, pattern, v):
+    """dpattern = dy v^T, dv = pattern^T dy."""
     return dy @ v.swapaxes(-1, -2), pattern.swapaxes(-1, -2) @ dy
 
 
@@ -326,23 +270,15 @@ def attention_values_backward(dy, pattern, v):
 
 def unembed(x, table):
     """logits = x table^T: (..., C), (V, C) -> (..., V). GPT-2's table is the embedding, `wte`."""
-    x_rows = _rows(x)
-    if not 1 < len(x_rows) <= FEW_LOGITS:
-        return (x_rows @ table.T).reshape(*x.shape[:-1], -1)
-    # Row by row for the same reason as in `_product`, and in blocks of the table: all of it is too
-    # large to be still in cache when the second row needs it.
-    y = np.empty((len(x_rows), len(table)), np.result_type(x, table))
-    for start in range(0, len(table), BLOCK):
-        block = slice(start, start + BLOCK)
-        for i in range(len(x_rows)):
-            np.matmul(x_rows[i : i + 1], table[block].T, out=y[i : i + 1, block])
-    return y.reshape(*x.shape[:-1], -1)
+    return fast.matmul(x, table.T)
 
 
 def unembed_backward(dy, x, table):
-    return (_rows(dy) @ table).reshape(x.shape), _rows(dy).T @ _rows(x)
+    """dx = dy table, dtable = dy^T x, the sum of which runs over all rows (B, T)."""
+    return fast.matmul(dy, table), fast.matmul(_rows(dy).T, _rows(x))
 
 
+@fast.by_rows
 def log_softmax(x):
     """y_i = x_i - log sum_j exp(x_j) over the last axis: finite where softmax itself rounds to 0.
 
@@ -360,23 +296,25 @@ def cross_entropy(logits, targets, mask=None):
     is 0 the target may be anything, -100 for instance. Raises ValueError if it is 0 everywhere.
     """
     weight, rows, targets = _weighted(logits, targets, mask)
-    nll = np.empty(len(rows), logits.dtype)
-    for tile in _tiles(*rows.shape):
-        x = rows[tile]
-        shifted = x - x.max(-1, keepdims=True)  # (1) log softmax
-        chosen = np.take_along_axis(shifted, targets[tile], 1)[:, 0]  # (2)
-        nll[tile] = np.log(np.exp(shifted, out=shifted).sum(-1)) - chosen
-    return (nll * weight).sum()  # (3)
+    return (weight * _nll(rows, targets)).sum()
+
+
+@fast.by_rows
+def _nll(x, target):
+    """log sum_j exp(x_j) - x_target, the largest x taken off both: (R, V), (R, 1) -> (R, 1)."""
+    shifted = x - x.max(-1, keepdims=True)
+    chosen = np.take_along_axis(shifted, target, -1)
+    return np.log(np.exp(shifted).sum(-1, keepdims=True)) - chosen
 
 
 def _weighted(logits, targets, mask):
-    """Weights that sum to 1 (R,), logits (R, V), targets (R, 1) with id 0 under the mask."""
+    """Weights that sum to 1 (R, 1), logits (R, V), targets (R, 1) with id 0 under the mask."""
     rows = _rows(logits)
     targets = np.asarray(targets).reshape(-1, 1)
     counts = np.ones(len(rows)) if mask is None else np.asarray(mask, np.float64).reshape(-1)
     if not counts.any():
         raise ValueError("the loss mask is 0 everywhere: no token is left to take the mean over")
-    weight = (counts / counts.sum()).astype(logits.dtype)
+    weight = (counts / counts.sum()).astype(logits.dtype)[:, None]
     targets = np.where(counts[:, None] != 0, targets, 0)
     if targets.min() < 0 or targets.max() >= rows.shape[1]:
         raise ValueError(
@@ -389,9 +327,13 @@ def _weighted(logits, targets, mask):
 def cross_entropy_backward(dy, logits, targets, mask=None):
     """dlogits = dy weight (softmax(logits) - onehot(target)); the ids and the mask have none."""
     weight, rows, targets = _weighted(logits, targets, mask)
-    dlogits = np.empty_like(rows, order="C")
-    for tile in _tiles(*rows.shape):
-        d = softmax(rows[tile])  # undo (1) and (2)
-        d[np.arange(len(d)), targets[tile, 0]] -= 1
-        np.multiply(d, (dy * weight[tile])[:, None], out=dlogits[tile])  # undo (3)
-    return dlogits.reshape(logits.shape)
+    dnll = (dy * weight).astype(logits.dtype, copy=False)
+    return _nll_backward(rows, targets, dnll).reshape(logits.shape)
+
+
+@fast.by_rows
+def _nll_backward(x, target, dy):
+    """dx = dy (softmax(x) - onehot(target)): (R, V), (R, 1), (R, 1) -> (R, V)."""
+    dx = softmax(x)
+    dx[np.arange(len(x)), target[:, 0]] -= 1
+    return dy * dx

@@ -1,8 +1,8 @@
 """From gradients to new parameters: clipping, schedule, AdamW.
 
 Parameters, gradients and the optimizer's state are flat dicts under the same official names.
-`clip` and `adamw` work in place, tile by tile: at 124M parameters a copy of any of these dicts is
-half a gigabyte.
+`clip` and `adamw` work in place, tile by tile (`fast.tiles`): at 124M parameters a copy of any of
+these dicts is half a gigabyte.
 
 Sources: Loshchilov and Hutter 2019 (AdamW, cosine schedule); Kingma and Ba 2015 (bias correction);
 Pascanu et al. 2013 (clipping by the global norm).
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .ops import TILE
+from . import fast
 
 
 @dataclass
@@ -39,9 +39,11 @@ def global_norm(grads) -> float:
     total = 0.0
     for g in grads.values():
         flat = g.reshape(-1)
-        for start in range(0, g.size, TILE):
-            tile = flat[start : start + TILE]
-            total += float(np.square(tile).sum())  # pairwise, so precise
+
+        def squares(tile, flat=flat):
+            return float(np.square(flat[tile]).sum())  # pairwise, so precise
+
+        total += sum(fast.share(squares, fast.tiles(g.size, 1)))
     return math.sqrt(total)
 
 
@@ -89,16 +91,14 @@ def adamw(params, grads, state, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_dec
     for name, param in params.items():
         shrink = 1 - lr * weight_decay if decays(name, param) else 1.0
         flat = [x.reshape(-1) for x in (param, grads[name], state.m[name], state.v[name])]
-        for start in range(0, param.size, TILE):
-            p, g, m, v = (x[start : start + TILE] for x in flat)
+
+        def update(tile, flat=flat, shrink=shrink):
+            p, g, m, v = (x[tile] for x in flat)
             m *= beta1
             m += (1 - beta1) * g
             v *= beta2
             v += (1 - beta2) * g * g
-            step = np.sqrt(v)
-            step /= root
-            step += eps
-            np.divide(m, step, out=step)
-            step *= rate
             p *= shrink
-            p -= step
+            p -= rate * m / (np.sqrt(v) / root + eps)
+
+        fast.share(update, fast.tiles(param.size, 1))

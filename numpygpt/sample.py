@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import memory, ops
+from . import fast, ops
 
 PREFILL = 1024  # tokens that are read at once: more would only make the activations larger
 
@@ -201,7 +201,7 @@ def generate(
 
 
 def _keeping_memory(steps):
-    with memory.kept():
+    with fast.kept_memory():
         return (yield from steps)
 
 

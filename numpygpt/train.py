@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import memory, optim
+from . import fast, optim
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def train(model, batches, settings: Settings, state: optim.AdamState):
     Raises NonFiniteLoss before such a step would spoil the parameters.
     """
     s = settings
-    with memory.kept(), ThreadPoolExecutor(s.workers) as pool:
+    with fast.kept_memory(), ThreadPoolExecutor(s.workers) as pool:
         for batch in itertools.islice(batches, max(0, s.steps - state.step)):
             start = time.perf_counter()
             loss, grads = _loss_and_grads(model, batch, s.workers, pool)

@@ -139,9 +139,8 @@ def test_a_tied_table_collects_the_gradients_of_both_its_uses():
     inputs = stored["tokens"], stored["targets"], stored["mask"]
     (loss, tied), (same, untied) = small().loss_and_grads(*inputs), twice.loss_and_grads(*inputs)
     assert loss == same
-    np.testing.assert_array_equal(
-        tied["wte.weight"], untied["wte.weight"] + untied["lm_head.weight"]
-    )
+    both = untied["wte.weight"] + untied["lm_head.weight"]
+    assert gap(tied["wte.weight"], both) < 1e-6  # added up in another order
 
 
 # ---- the full size ------------------------------------------------------------------------------

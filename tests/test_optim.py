@@ -8,7 +8,7 @@ import pytest
 from golden import models
 from golden.models import SMALL, gap, token_ids
 
-from numpygpt import optim
+from numpygpt import fast
 from numpygpt.model import GPT2, as_dtype
 from numpygpt.optim import adam_state, adamw, clip, decays, global_norm, warmup_cosine
 
@@ -34,10 +34,10 @@ def some(dtype="float64", seed=1):
 # ---- beside torch -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tile", (optim.TILE, 4))
+@pytest.mark.parametrize("tile", (fast.TILE, 4))
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_ten_steps_on_given_gradients_equal_torch(dtype, tile, monkeypatch):
-    monkeypatch.setattr(optim, "TILE", tile)
+    monkeypatch.setattr(fast, "TILE", tile)
     stored = golden("optim")
     params = {name: stored[f"start/{name}"].astype(dtype) for name in some()}
     state = adam_state(params)

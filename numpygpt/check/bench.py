@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from numpygpt import memory, optim, sample, train
+from numpygpt import fast, optim, sample, train
 from numpygpt.bpe import Tokenizer
 from numpygpt.draft import prompt_lookup
 from numpygpt.files import checkpoint
@@ -138,7 +138,7 @@ def _prefill(model, limit, rival, runs, t):
     ]
     if rival:
         measures.append(lambda: timed(rival.prefill, tokens))
-    with memory.kept():  # as in `generate`
+    with fast.kept_memory():  # as in `generate`
         return _rate(f"prefill {t}", t, *in_turn(measures, runs))
 
 
@@ -190,7 +190,7 @@ def _training(model, limit, rival, runs, batch, t):
     # AdamW reads p, g, m, v and writes p, m, v
     size = 7 * sum(p.nbytes for p in model.params.values())
     durations = in_turn([lambda: timed(next, steps), lambda: limit.seconds(size, flops)], runs)
-    steps.close()  # so that the rival is measured without `memory.kept`, as it is by itself
+    steps.close()  # so that the rival is measured without `fast.kept_memory`, as it is by itself
     if rival:
         theirs = rival.training(tokens)
         durations += in_turn([lambda: timed(theirs)], runs)

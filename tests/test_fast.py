@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from numpygpt import memory
+from numpygpt import fast
 
 GLIBC = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt")
 LAYERS = """
 import resource
 import numpy as np
-from numpygpt import memory
+from numpygpt import fast
 
 def layers():
     arrays = [np.ones((1024, 768), np.float32) for _ in range(40)]  # 3 MB each
@@ -38,18 +38,20 @@ def measured(lines):
 @pytest.mark.skipif(not GLIBC, reason="only glibc has this to set")
 def test_what_was_freed_is_used_again_without_page_faults():
     (without,) = measured("print(layers())")
-    (kept,) = measured("with memory.kept(): print(layers())")
+    (kept,) = measured("with fast.kept_memory(): print(layers())")
     assert kept < min(100, without)  # 30,720 pages of 4 kB, or as many larger ones as hold them
 
 
 @pytest.mark.skipif(not GLIBC, reason="only glibc has this to set")
 def test_afterwards_it_is_given_back():
-    held, after = measured("with memory.kept():\n layers()\n print(resident())\nprint(resident())")
+    held, after = measured(
+        "with fast.kept_memory():\n layers()\n print(resident())\nprint(resident())"
+    )
     assert held - after > 100e6  # of 126
 
 
 def test_an_error_passes_through():
-    with pytest.raises(KeyError), memory.kept():
+    with pytest.raises(KeyError), fast.kept_memory():
         raise KeyError
 
 
@@ -57,6 +59,6 @@ def test_another_c_library_is_left_alone(monkeypatch):
     asked = []
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr(ctypes, "CDLL", asked.append)
-    with memory.kept():
+    with fast.kept_memory():
         assert asked == []
     assert asked == []
