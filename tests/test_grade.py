@@ -85,9 +85,16 @@ def test_the_three_pages_get_every_point(model, tokenizer, tmp_path):
     assert sum(r.score for r in results) == 100
 
 
+FORMULAS_ALONE = """
+class fast:
+    by_rows = staticmethod(lambda formula: formula)
+    matmul = staticmethod(lambda x, w, plus=0.0: x @ w + plus)
+"""
+
+
 def test_our_own_operations_behind_an_adapter_get_full_points(model, tokenizer, tmp_path):
     source = Path(ops.__file__).read_text(encoding="utf-8")
-    source = source.replace("from . import fast", "from numpygpt import fast")
+    source = source.replace("from . import fast", FORMULAS_ALONE)
     (tmp_path / "hand-in 3.py").write_text(source, encoding="utf-8")
     names = (
         "softmax gelu linear softmax_backward gelu_backward linear_backward cross_entropy".split()
