@@ -11,7 +11,10 @@ bar, keeps what has come, and goes on from there. A model is handed in, never im
 and `config` are asked of it, so another's model is measured as well as ours.
 """
 
+import bz2
+import collections
 import itertools
+import lzma
 import math
 import os
 import re
@@ -578,6 +581,61 @@ def pairs(model, tokenizer, pairs) -> dict:
         "ended": sum(answer.ended for answer in written) / len(pairs),
         "pairs": len(pairs),
     }
+
+
+# ---- what one has without a model ---------------------------------------------------------------
+
+
+def baselines(tokenizer, documents, known=()) -> dict:
+    """Bits per byte of the documents with xz, bzip2 and a trigram model: a model should need less.
+
+    Protocol: xz and bzip2 at their highest level, the documents joined by newlines. The trigram
+    model predicts the same ids as `stream_nats` of `data.encode_documents`, each from the two
+    before it (`trigram_nats`), and counts it afterwards. known: documents that came before; a
+    compressor is charged for what the documents add to them, and the trigram model has counted
+    them.
+    """
+    size = sum(len(document.encode("utf-8")) for document in documents)
+    if not size:
+        raise ValueError("there is no text to compress")
+    text, before = ("\n".join(texts).encode("utf-8") for texts in (documents, known))
+    results = {}
+    for name, compress in (
+        ("xz", lambda data: lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)),
+        ("bzip2", bz2.compress),
+    ):
+        added = len(compress(before + text)) - (len(compress(before)) if before else 0)
+        results[f"{name}, bits per byte"] = 8 * added / size
+    ids = data.encode_documents(tokenizer, documents).tolist()
+    counted = data.encode_documents(tokenizer, known).tolist() if known else []
+    total = trigram_nats(ids, tokenizer.n_vocab, counted)
+    return results | {"trigram, bits per byte": bits_per_byte(total, size)}
+
+
+def trigram_nats(ids: list[int], n_vocab: int, known: list[int] | tuple = ()) -> float:
+    """-ln p of all ids but the first, by a trigram model that counts each id once it is predicted.
+
+    p(w | u v) = (c(u v w) + t(u v) p(w | v)) / (c(u v) + t(u v)), and so on down to the unigrams,
+    whose last resort is 1 / n_vocab; c counts, t is the number of different ids that have followed
+    (Witten and Bell 1991). An unseen context has t = c = 0: then it is the shorter one's.
+    """
+    followers = {}  # context, () to (u, v) -> {what followed: how often}
+    counts = collections.Counter()  # context -> how often something followed
+    total, u, v = 0.0, None, None
+    for number, w in enumerate(itertools.chain(known, ids), -len(known)):
+        contexts = [(), (v,), (u, v)]
+        if number > 0:
+            p = 1 / n_vocab
+            for context in contexts:
+                if seen := followers.get(context):
+                    p = (seen.get(w, 0) + len(seen) * p) / (counts[context] + len(seen))
+            total -= math.log(p)
+        for context in contexts:
+            counts[context] += 1
+            seen = followers.setdefault(context, {})
+            seen[w] = seen.get(w, 0) + 1
+        u, v = v, w
+    return total
 
 
 def _check_some(items, what):

@@ -1,6 +1,8 @@
 """Losses over a long text: every token counted once, with the context the protocol promises."""
 
+import bz2
 import json
+import lzma
 import math
 
 import numpy as np
@@ -553,3 +555,107 @@ def test_what_is_not_understood_is_refused(folder, tmp_path, capsys, options, se
     assert status == 2
     err = capsys.readouterr().err
     assert sentence in err and err.count("\n") == 1
+
+
+# ---- pairs (x, y), and what one has without a model ---------------------------------------------
+
+
+PAIRS = [("fox", " a"), ("the h", "en"), ("", "a"), ("a h", "en")]
+
+
+def test_the_loss_on_y_and_exact_match_by_hand(folder):
+    gpt, tokenizer = checkpoint.load_folder(folder), Tokenizer.read(folder)
+    gpt = model.GPT2(
+        gpt.config, {n: p * (9 if n == "wte.weight" else 1) for n, p in gpt.params.items()}
+    )
+    greedy = []
+    for x, _ in PAIRS:
+        ids = tokenizer.encode(x) or [tokenizer.eot]
+        before = len(ids)
+        while len(ids) < 9 and (len(ids) == before or ids[-1] != tokenizer.eot):
+            ids.append(int(gpt.forward(ids)[0][0, -1].argmax()))
+        greedy.append(ids[before:])
+    total = count = 0
+    for x, y in PAIRS:
+        before, after = (
+            tokenizer.encode(x) or [tokenizer.eot],
+            [*tokenizer.encode(y), tokenizer.eot],
+        )
+        (scored,) = evaluate.continuations(gpt, before, [after])
+        total, count = total + scored.nats, count + scored.tokens
+    assert evaluate.pairs_nats(gpt, tokenizer, PAIRS, batch=3)[1] == count
+    assert evaluate.pairs_nats(gpt, tokenizer, PAIRS, batch=3)[0] == pytest.approx(total, rel=1e-6)
+    for answer, ids, (_, y) in zip(
+        evaluate.answers(gpt, tokenizer, PAIRS, batch=1), greedy, PAIRS, strict=True
+    ):
+        ids = ids[: len(tokenizer.encode(y)) + 2]
+        assert answer.ended == (ids[-1] == tokenizer.eot)
+        assert answer.text == tokenizer.decode([i for i in ids if i != tokenizer.eot])
+    own = [
+        (x, a.text)
+        for (x, _), a in zip(PAIRS, evaluate.answers(gpt, tokenizer, PAIRS), strict=True)
+    ]
+    result = evaluate.pairs(gpt, tokenizer, own)
+    assert result["pairs"] == 4
+    assert result["exact match"] == result["ended"]  # it writes what it writes, if it ends it
+    with pytest.raises(ValueError, match="no pairs"):
+        evaluate.pairs(gpt, tokenizer, [])
+
+
+def test_trigrams_by_hand():
+    """a b a b c with V = 4, each after the ids before it were counted."""
+    a, b, c = 0, 1, 2
+    p = [
+        (0 + 1 * 1 / 4) / (1 + 1),  # b after a: () has a once; (a) and (None, a) nothing
+        (1 + 2 * 1 / 4) / (2 + 2),  # a after b: () has a and b
+        None,
+        None,
+    ]
+    unigram_b = (1 + 2 / 4) / (3 + 2)  # a, b, a
+    p[2] = (1 + 1 * unigram_b) / (1 + 1)  # (a) has b once; (b, a) nothing
+    unigram_c = (0 + 2 / 4) / (4 + 2)
+    bigram = (0 + 1 * unigram_c) / (1 + 1)  # (b) has a
+    p[3] = (0 + 1 * bigram) / (1 + 1)  # (a, b) has a
+    expected = -sum(math.log(x) for x in p)
+    assert evaluate.trigram_nats([a, b, a, b, c], 4) == pytest.approx(expected, rel=1e-12)
+
+
+def test_trigrams_are_probabilities_and_know_what_they_have_seen():
+    rng = np.random.default_rng(0)
+    ids = rng.integers(5, size=40).tolist()
+    each = [
+        math.exp(evaluate.trigram_nats(ids, 6) - evaluate.trigram_nats([*ids, w], 6))
+        for w in range(6)
+    ]
+    assert sum(each) == pytest.approx(1, rel=1e-12)
+    fresh, known = evaluate.trigram_nats(ids, 6), evaluate.trigram_nats(ids, 6, ids)
+    assert known < fresh / 2
+
+
+def test_baselines_are_what_the_compressors_need(folder):
+    tokenizer = Tokenizer.read(folder)
+    documents = ["the fox ran after the hen " * 30, "a hen and a fox " * 9]
+    result = evaluate.baselines(tokenizer, documents)
+    size = 26 * 30 + 16 * 9
+    text = "\n".join(documents).encode()
+    assert result["bzip2, bits per byte"] == 8 * len(bz2.compress(text)) / size
+    assert lzma.decompress(lzma.compress(text)) == text
+    assert 0 < result["xz, bits per byte"] < 2
+    known = evaluate.baselines(tokenizer, documents, documents)
+    for name, value in known.items():
+        assert value < result[name], name
+
+
+def test_pairs_and_baselines_from_the_command(folder, tmp_path, capsys):
+    lines = "".join(json.dumps({"x": x, "y": y}) + "\n" for x, y in PAIRS)
+    (tmp_path / "p.jsonl").write_text(lines, encoding="utf-8")
+    assert run(folder, tmp_path / "p.jsonl", "--pairs") == 0
+    assert json.loads(capsys.readouterr().out)["pairs"] == 4
+    assert run(folder, tmp_path / "p.jsonl") == 2
+    assert "holds JSON lines, not prose" in capsys.readouterr().err
+    (tmp_path / "t.txt").write_text(TEXT * 3, encoding="utf-8")
+    for options in (["--baselines"], ["--baselines", str(tmp_path / "t.txt")]):
+        assert run(folder, tmp_path / "t.txt", *options) == 0
+        names = json.loads(capsys.readouterr().out).keys()
+        assert {"xz, bits per byte", "bzip2, bits per byte", "trigram, bits per byte"} < names
+    assert run(folder, tmp_path / "t.txt", "--baselines", "--limit", "3") == 2

@@ -18,8 +18,9 @@ def evaluate_command(args):
         "hellaswag": lambda: text.json_lines(args.file, text.HELLASWAG),
         "preference": lambda: text.json_lines(args.file, text.SENTENCES),
         "cbt": lambda: _read_cbt(args.file),
+        "pairs": lambda: text.json_lines(args.file, text.PAIR),
     }
-    content = read.get(args.task, lambda: text.read(args.file))()
+    content = read.get(args.task, lambda: text.prose(args.file))()
     model, tokenizer = load(args.model)
     results, note = TASKS[args.task](args, model, tokenizer, content)
     if args.json:
@@ -90,7 +91,10 @@ def _bar(results, total, name):
 
 def _perplexity(args, model, tokenizer, content):
     from numpygpt import data, evaluate
+    from numpygpt.files import text
 
+    if args.baselines is not None and args.limit is not None:
+        raise ValueError("--baselines are of the whole text: leave out --limit")
     documents = data.documents(content)
     ids = data.encode_documents(tokenizer, documents)[: args.limit]
     n_ctx = model.config.n_ctx
@@ -110,6 +114,9 @@ def _perplexity(args, model, tokenizer, content):
     if args.limit is None:
         size = sum(len(document.encode("utf-8")) for document in documents)
         results["bits per byte"] = evaluate.bits_per_byte(nats, size)
+    if args.baselines is not None:
+        known = data.documents(text.prose(args.baselines)) if args.baselines else []
+        results |= evaluate.baselines(tokenizer, documents, known)
     return results, None
 
 
@@ -185,6 +192,13 @@ def _memorisation(args, model, tokenizer, content):
     return probe.memorisation_result(*parts, rng=rng), probe.MEMORISATION_DOES_NOT_SHOW
 
 
+def _pairs(args, model, tokenizer, content):
+    from numpygpt import evaluate
+
+    pairs = [(item["x"], item["y"]) for item in content[: args.limit]]
+    return evaluate.pairs(model, tokenizer, pairs), None
+
+
 TASKS = {
     "perplexity": _perplexity,
     "wikitext": _wikitext,
@@ -193,9 +207,11 @@ TASKS = {
     "cbt": _cbt,
     "preference": _preference,
     "memorisation": _memorisation,
+    "pairs": _pairs,
 }
 OPTIONS = {  # which are for some tasks alone
     "stride": ("perplexity",),
+    "baselines": ("perplexity",),
     "protocol": ("lambada",),
     "held_out": ("memorisation",),
     "prefix": ("memorisation",),
@@ -203,7 +219,8 @@ OPTIONS = {  # which are for some tasks alone
 FILE = """perplexity, memorisation: a text; wikitext: wiki.test.raw; lambada: lines {"text": ...};
 hellaswag: lines {"ctx": ..., "endings": ..., "label": ...}; cbt: cbtest_CN_test_2500ex.txt or lines
 {"sentences": ..., "question": ..., "answer": ..., "options": ...}; preference: lines
-{"a": ..., "b": ...}, two sentences that differ in who is spoken of"""
+{"a": ..., "b": ...}, two sentences that differ in who is spoken of; pairs: lines
+{"x": ..., "y": ...}"""
 
 
 def add(command):
@@ -213,6 +230,10 @@ def add(command):
     p.add_argument("--model", **MODEL)
     p.add_argument("--task", default="perplexity", choices=list(TASKS), metavar="TASK",
                    help=f"what is measured: {', '.join(TASKS)}")  # fmt: skip
+    p.add_argument("--pairs", action="store_const", dest="task", const="pairs",
+                   help="the same as --task pairs: loss on y, and y written exactly")  # fmt: skip
+    p.add_argument("--baselines", nargs="?", const="", metavar="TEXT", help="beside the model: "
+                   "xz, bzip2 and trigrams, which know TEXT if named (perplexity)")  # fmt: skip
     p.add_argument("--protocol", choices=["word", "token", "filtered"],
                    help="lambada: word (the last word), token (its last token), filtered (the last "
                    "word, no stop words)")  # fmt: skip

@@ -20,10 +20,10 @@ def train_command(args):
     sizes = _given(args, ["n_vocab", "n_ctx", "n_embd", "n_head", "n_layer"])
     out = _out(args, args.text, "model")
     planned = plan.pretraining(
-        text.read(args.text),
+        text.prose(args.text),
         out,
         base=(*load(args.model), args.model) if args.model else None,
-        validation=text.read(args.validation) if args.validation else None,
+        validation=text.prose(args.validation) if args.validation else None,
         share=args.hold_out,
         sizes=sizes,
         settings=_settings(args),

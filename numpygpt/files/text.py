@@ -33,6 +33,24 @@ def read(path: str | os.PathLike) -> str:
     return decode(path.read_bytes(), str(path))
 
 
+def prose(path: str | os.PathLike) -> str:
+    """The text of a file that is to be read as text. Raises ValueError for JSON lines as well."""
+    text = read(path)
+    if _is_json_object(text.lstrip().split("\n", 1)[0]):
+        raise ValueError(
+            f"{path} holds JSON lines, not prose: `finetune` trains on (x, y) pairs, and "
+            "`evaluate --pairs` measures them"
+        )
+    return text
+
+
+def _is_json_object(line):
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def decode(data: bytes, source: str) -> str:
     """Bytes as text; `source` is what a message calls them. Raises ValueError as `read`."""
     for beginning, kind in OTHER_BEGINNINGS.items():
