@@ -58,6 +58,9 @@ def test_cache_bytes_are_those_of_the_cache():
     cache = gpt.cache()
     total = sum(x.nbytes for x in cache.k + cache.v)
     assert total == SMALL.n_ctx * analyze.cache_bytes_per_token(SMALL)
+    gpt = model.as_dtype(gpt, np.float64)
+    total = sum(x.nbytes for x in gpt.cache().k + gpt.cache().v)
+    assert total == SMALL.n_ctx * analyze.cache_bytes_per_token(SMALL, 8)
 
 
 def test_the_last_entry_of_the_logit_lens_is_the_model():

@@ -232,6 +232,10 @@ def test_vocabularies_that_do_not_belong_together():
 def test_a_configuration_of_a_billion_layers_costs_nothing():
     config = dataclasses.replace(CONFIG, n_layer=10**9)
     assert "1,000,000,000 layers" in refusal(from_arrays, random_params(), config)
+    count = len(random_params())
+    for n_layer, words in ((count, "missing: h.2"), (count + 1, f"{count + 1} layers, but holds")):
+        config = dataclasses.replace(CONFIG, n_layer=n_layer)
+        assert words in refusal(from_arrays, random_params(), config)
 
 
 # ---- config.json ---------------------------------------------------------------------------------

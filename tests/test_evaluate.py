@@ -189,14 +189,16 @@ def test_a_stop_word_is_not_written_where_it_is_filtered():
 
 
 def test_hellaswag_by_hand():
-    # Two unlikely tokens have the smaller sum, five with some likely ones the smaller mean.
+    # Two unlikely tokens have the smaller sum, five with some likely ones the smaller mean. The
+    # second is right more often, so that a mean that is none would be right as seldom as the sum.
     items = [
+        {"ctx": "q", "endings": ["x", "abcde", "xx", "xxx"], "label": 1},
         {"ctx": "q", "endings": ["x", "abcde", "xx", "xxx"], "label": 0},
         {"ctx": "q", "endings": ["x", "abcde", "xx", "xxx"], "label": "1"},
         {"ctx": "q", "endings": ["ab", "zz", "zzz", "zzzz"], "label": 0},
     ]
     result = evaluate.hellaswag(NextLetter(), Letters(), items)
-    assert result == {"accuracy": 2 / 3, "accuracy_norm": 2 / 3, "items": 3}
+    assert result == {"accuracy": 2 / 4, "accuracy_norm": 3 / 4, "items": 4}
 
 
 CBT = """1 The fox sat .
