@@ -1,12 +1,13 @@
 """The mistakes of loss, sampling, optimizer and tokenizer: wrong versions of whole functions."""
 
 import re
+from itertools import pairwise
 
 import numpy as np
 
 from numpygpt import ops as right
 from numpygpt import optim, sample
-from numpygpt.bpe import pre_tokens
+from numpygpt.bpe import byte_symbols, merge, pre_tokens
 from numpygpt.check.mistakes.forward import Mistake
 
 # ---- loss ---------------------------------------------------------------------------------------
@@ -110,19 +111,19 @@ def _adam(root=lambda v, eps: np.sqrt(v) + eps, corrected=True, decoupled=True):
 
 def merges_in_text_order(tokenizer, text):
     """Join the first pair from the left that has a merge, whatever its rank."""
-    return _encode(tokenizer, text, lambda ids, ranks: min(_known(ids, ranks)))
+    return _encode(tokenizer, pre_tokens(text), _merge_in_text_order)
 
 
-def _known(ids, ranks):
-    return [i for i in range(len(ids) - 1) if (ids[i], ids[i + 1]) in ranks]
-
-
-def _lowest_rank(ids, ranks):
-    return min(_known(ids, ranks), key=lambda i: ranks[ids[i], ids[i + 1]])
+def _merge_in_text_order(symbols, ranks, made):
+    symbols = list(symbols)
+    while known := [i for i, pair in enumerate(pairwise(symbols)) if pair in ranks]:
+        i = known[0]
+        symbols[i : i + 2] = [made[ranks[symbols[i], symbols[i + 1]]]]
+    return symbols
 
 
 def merges_across_words(tokenizer, text):
-    return _encode(tokenizer, text, _lowest_rank, words=[text])
+    return _encode(tokenizer, [text], merge)
 
 
 def longest_token_first(tokenizer, text):
@@ -141,20 +142,14 @@ def bytes_of(tokenizer, i):
     return tokenizer.decode_bytes([i])
 
 
-def _encode(tokenizer, text, choose, words=None):
-    """Byte-pair encoding that joins the pair at `choose(ids, ranks)`, of all words in turn."""
+def _encode(tokenizer, words, merge):
+    """Byte-pair encoding of words by a function in the place of `bpe.merge`."""
+    symbols = byte_symbols()
     ids = {spelling: i for i, spelling in enumerate(tokenizer.tokens)}
-    ranks = {(ids[a], ids[b]): rank for rank, (a, b) in enumerate(tokenizer.merges)}
-    single = {bytes_of(tokenizer, i): i for i in range(tokenizer.n_vocab)}
-    result = []
-    for word in pre_tokens(text) if words is None else words:
-        row = [single[bytes([byte])] for byte in word.encode()]
-        while _known(row, ranks):
-            i = choose(row, ranks)
-            a, b = tokenizer.merges[ranks[row[i], row[i + 1]]]
-            row[i : i + 2] = [ids[a + b]]
-        result += row
-    return result
+    ranks = {pair: rank for rank, pair in enumerate(tokenizer.merges)}
+    made = ["".join(pair) for pair in tokenizer.merges]
+    rows = ([symbols[byte] for byte in word.encode()] for word in words)
+    return [ids[token] for row in rows for token in merge(row, ranks, made)]
 
 
 def _splitting(pattern):
