@@ -334,17 +334,28 @@ class _Search:
     def step_gap(self, made, name):
         return _gaps_to(self.case, {name: self.block_record(made, name)[name]}, [name])[name]
 
-    def block_record(self, made, name):
+    def block_record(self, made, name, given=None):
         """The record of the block that a step is in, on its own and on their numbers."""
         i = _block(name)
         alone = block_alone(apply(self.case.model, *made), i)
         tokens = np.zeros_like(self.case.tokens)
         inside = {
-            n.replace(f"h.{i}.", "h.0.", 1): a for n, a in self.given.items() if _block(n) == i
+            n.replace(f"h.{i}.", "h.0.", 1): a
+            for n, a in (self.given if given is None else given).items()
+            if _block(n) == i
         }
         # mistakes know their places by the arrays of the parameters, which are shared
         record = replay(alone, tokens, self.case.pads, None, inside)
         return {n.replace("h.0.", f"h.{i}.", 1): a for n, a in record.items() if n[:2] == "h."}
+
+    def record(self, made, name, given):
+        """The record with these mistakes, up to a tensor: of its block alone if that is enough.
+        given: what takes the place of what is computed, beside their numbers before the tensor."""
+        theirs = {n: a for n, a in self._up_to(name).items() if n != name}
+        if self._on_its_own(name):
+            inside = theirs | {n: a for n, a in given.items() if _block(n) == _block(name)}
+            return self.block_record(made, name, inside)
+        return _run(self.case, made, given if len(self.names) == 1 else theirs | given)
 
     def shortened(self, name):
         """The model up to the block that a tensor is in."""
@@ -480,9 +491,11 @@ def _search(search, made, best, name, relation, say):
     if found is None:
         elsewhere = others if search.quick and relation is None else ()
         found = _at_one_place(search, made, best, name, good, elsewhere)
-    if found is None and search.quick:
+    if found is None and search.quick and len(search.names) > 1:
         own = search.gap_at(made, name, short)
         acting = [m for m in others if trials[m] != own]
+        if relation and len(acting) > 30:  # known already, and too many pairs to be sure
+            return None, near
         pairs = [
             p for p in itertools.combinations(acting, 2)
             if search.gap_at((*made, *p), name, short) <= lines[name]
@@ -533,22 +546,26 @@ def _at_one_place(search, made, best, name, good, others):
         if name in only:
             ties = [other for other in good if other is not mistakes]
             return _Explanation(mistakes, {n: gaps[n] for n in only}, ties, tuple(only))
-    right = search.right
+    if not others:
+        return None
+    order = list(search.right)
+    before = [n for n in best if order.index(n) < order.index(name)]
+    between = order[order.index(before[-1]) + 1 if before else 1 : order.index(name) + 1]
+    right = search.record(made, name, search.right)
     for m in others:
-        wrong = _run(search.case, (*made, m), right)
-        acting = [
-            n for n in wrong if n in right and n not in ("tokens",)
-            and not np.array_equal(wrong[n], right[n], equal_nan=True)
+        wrong = search.record((*made, m), name, search.right | right)
+        places = [
+            n for n in between
+            if n in wrong and n in right and not np.array_equal(wrong[n], right[n], equal_nan=True)
         ]  # fmt: skip
-        for place in acting:
-            if len(acting) < 2 and place == name:
-                continue
-            free = _run(search.case, made, {place: wrong[place]})
-            gaps = _gaps_to(search.case, free | {place: wrong[place]}, search.names)
-            if all(gaps[n] <= lines[n] for n in best):
-                return _Explanation(
-                    (m,), {n: gaps[n] for n in best if best[n] > lines[n]}, [], (place,)
-                )
+        for place in places if len(between) > 1 else ():
+            run = search.record(made, name, {place: wrong[place]})
+            at_name = wrong[name] if place == name else run[name]
+            distance = _gaps_to(search.case, {name: at_name}, [name])[name]
+            if distance <= lines[name]:
+                free = _gaps_to(search.case, _run(search.case, made, {place: wrong[place]}))
+                gives = {n: free[n] for n in best if free[n] <= lines[n] < best[n]}
+                return _Explanation((m,), gives | {name: distance}, [], (place,))
     return None
 
 

@@ -137,24 +137,28 @@ def _equal(step) -> Iterator:
 
 
 def _constants(step):
+    """Numbers that stand in GPT-2's formulas, or nearly: name -> value, as far as they belong."""
     config = step.model.config
-    d, c = config.n_embd // config.n_head, config.n_embd
+    d, c, h = config.n_embd // config.n_head, config.n_embd, config.n_head
     block = int(step.head.split(".")[1]) + 1 if step.head else 1
-    return {
-        "√d once more": d**0.5, "1/√d once more": d**-0.5, "d": float(d), "1/d": 1 / d,
-        "√C": c**0.5, "1/√C": c**-0.5, "√H": config.n_head**0.5, "1/√H": config.n_head**-0.5,
-        "C": float(c), "1/C": 1 / c, "H": float(config.n_head), "1/H": 1 / config.n_head,
-        "√2": 2**0.5, "1/√2": 2**-0.5, "ln 2, so the base is 2": math.log(2), "the opposite": -1.0,
-        "1 / ln 2": 1 / math.log(2), "1/√(2 L)": (2 * config.n_layer) ** -0.5,
-        "1 / (block + 1), scale_attn_by_inverse_layer_idx": 1 / block if block > 1 else np.inf,
-    }  # fmt: skip
+    yield from {"√2": 2**0.5, "1/√2": 2**-0.5, "the opposite": -1.0}.items()
+    if step.kind.startswith("attn.") and step.kind != "attn.c_proj":
+        yield from {
+            "√d once more": d**0.5, "1/√d once more": d**-0.5, "d": float(d), "1/d": 1 / d,
+            "√H": h**0.5, "1/√H": h**-0.5, "H": float(h), "1/H": 1 / h,
+            "ln 2, so the base is 2": math.log(2), "1 / ln 2": 1 / math.log(2),
+        }.items()  # fmt: skip
+        if block > 1:
+            yield "1 / (block + 1), scale_attn_by_inverse_layer_idx", 1 / block
+    if step.kind.endswith("c_proj") or _is_sum(step):
+        yield "1/√(2 L)", (2 * config.n_layer) ** -0.5
+        yield "1/(2 L)", 1 / (2 * config.n_layer)
+    yield from {"√C": c**0.5, "1/√C": c**-0.5, "C": float(c), "1/C": 1 / c}.items()
 
 
 def _named(step, factor):
-    for name, value in _constants(step).items():
-        if abs(factor / value - 1) < 1e-4:
-            return f": {name}"
-    return ""
+    names = [name for name, value in _constants(step) if abs(factor / value - 1) < 1e-4]
+    return f": {' or '.join(names)}" if names else ""
 
 
 def _slope(x, y):
@@ -369,26 +373,25 @@ def _fit_one(function, y, start):
 
 
 def _dropped(step) -> Iterator:
-    """Some are 0, the others larger: dropout."""
+    """Some are 0, the others larger: dropout, of the result or of what was added to the stream."""
     right, theirs = step.right, step.theirs
     if step.kind == "attn.scores":
         return
-    base = 0.0
-    y = right
-    if step.kind in ("resid_mid", "resid_post"):
-        x, y = _terms(step)
-        base = x
-    added = theirs - base
-    large = np.abs(y) > 1e-3 * np.abs(y).max()
-    gone = np.abs(added) < 1e-6 * np.abs(theirs).max()
-    if large.any() and 0 < gone[large].mean() < 0.7:
-        factor = float(np.median(added[large & ~gone] / y[large & ~gone]))
-        share = gone[large].mean()
-        text = (
-            f"have {share:.0%} of the numbers set to 0 and the others times {factor:.4g}: dropout"
-        )
-        cause = "dropout-left-on" if factor > 1.005 else ""
-        yield "dropout", "dropout", text, base + np.where(gone, 0, factor * y), cause
+    for x, y in [(0.0, right), *([_terms(step)] if _is_sum(step) else [])]:
+        added = theirs - x
+        large = np.abs(y) > 1e-3 * np.abs(y).max()
+        gone = np.abs(added) < 1e-6 * np.abs(theirs).max()
+        if large.any() and 0 < gone[large].mean() < 0.7:
+            factor = float(np.median(added[large & ~gone] / y[large & ~gone]))
+            share = gone[large].mean()
+            text = f"have {share:.0%} of what was added" if np.ndim(x) else f"have {share:.0%}"
+            text += f" set to 0 and the rest times {factor:.4g}: dropout"
+            cause = "dropout-left-on" if factor > 1.005 else ""
+            yield "dropout", "dropout", text, x + np.where(gone, 0, factor * y), cause
+
+
+def _is_sum(step):
+    return step.kind in ("resid_mid", "resid_post")
 
 
 # ---- embeddings ---------------------------------------------------------------------------------
@@ -654,9 +657,11 @@ def _solved(step, x, g, b) -> Iterator:
             for eps in _tidy(solved):
                 text = f"have eps = {eps:.3g} outside the root, sqrt({label}) + eps{what}"
                 yield "eps", f"outside {label}{what}", text, norm(np.sqrt(v) + eps, subtract)
-    s = float(np.median(a * np.sqrt(variance + step.model.config.layer_norm_epsilon)))
-    text = f"are {s:.4g} times too large before gain and bias{_named(step, s)}"
     eps = step.model.config.layer_norm_epsilon
+    text = "are divided by var + eps, without the root"
+    yield "function", "no root", text, norm(spread["var"] + eps, True)
+    s = float(np.median(a * np.sqrt(variance + eps)))
+    text = f"are {s:.4g} times too large before gain and bias{_named(step, s)}"
     yield "factor", f"{s:.4g} normed", text, norm(np.sqrt(spread["var"] + eps) / s, True)
     if centred and len(a) > 1:
         power = np.polyfit(np.log(variance), np.log(np.abs(a)), 1)
@@ -839,11 +844,11 @@ def _pattern(step) -> Iterator:
     yield "mask", words, f"show {words}", ops.softmax(masked), cause
     s = _temperature(theirs, raw, shown)
     text = f"are softmax({s:.4g} times our scores){_named(step, s)}"
-    yield "factor", f"{s:.4g}", text, ops.softmax(np.where(np.isneginf(scores), lowest, s * scores))
-    yield (
-        "mask", f"{words} {s:.4g}", f"{text[4:]}, and show {words}",
-        ops.softmax(np.where(shown, s * raw, lowest)),
-    )  # fmt: skip
+    if abs(s) > 1e-6:  # otherwise uniform, see below
+        scaled = np.where(np.isneginf(scores), lowest, s * scores)
+        yield "factor", f"{s:.4g}", text, ops.softmax(scaled)
+        both = ops.softmax(np.where(shown, s * raw, lowest))
+        yield "mask", f"{words} {s:.4g}", f"{text}, and show {words}", both
     whole = ops.softmax(raw)
     visible = ~np.isneginf(scores)
     yield (
@@ -1134,6 +1139,6 @@ def _logits(step) -> Iterator:
 
 # the simplest first; what only one kind of step can have goes before what any can
 LOOKS = (
-    _equal, _rows_of_tables, _factor, _activation, _scores, _pattern, _dropped, _linear, _norm,
-    _values, _logits, _added, _combination, _twice, _order, _clipped,
+    _equal, _rows_of_tables, _factor, _twice, _activation, _scores, _pattern, _dropped, _linear,
+    _norm, _values, _logits, _added, _combination, _order, _clipped,
 )  # fmt: skip
