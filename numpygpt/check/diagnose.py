@@ -491,11 +491,10 @@ def _search(search, made, best, name, relation, say):
     if found is None:
         elsewhere = others if search.quick and relation is None else ()
         found = _at_one_place(search, made, best, name, good, elsewhere)
-    if found is None and search.quick and len(search.names) > 1:
+    plain = relation and relation.kind not in ("mask", "eps", "function")  # no two in one step
+    if found is None and search.quick and len(search.names) > 1 and not plain:
         own = search.gap_at(made, name, short)
         acting = [m for m in others if trials[m] != own]
-        if relation and len(acting) > 30:  # known already, and too many pairs to be sure
-            return None, near
         pairs = [
             p for p in itertools.combinations(acting, 2)
             if search.gap_at((*made, *p), name, short) <= lines[name]
