@@ -14,7 +14,7 @@ import numpy as np
 
 from numpygpt import data, evaluate, optim, sample
 from numpygpt.bpe import END_OF_TEXT, Tokenizer
-from numpygpt.files import checkpoint, run
+from numpygpt.files import adapter, checkpoint, run
 from numpygpt.lora import LoRA
 from numpygpt.model import GPT2, Config, init
 from numpygpt.train import Settings
@@ -118,17 +118,22 @@ def finetuning(
     rank: int | None = None,
     alpha: float = 16.0,
     matrices: tuple[str, ...] = ("attn.c_attn",),
+    apart: bool = False,
     half: bool = False,
     say: Callable[[str], None] = say_nothing,
 ) -> run.Run:
     """A run that trains base = (model, tokenizer, name) on (x, y) pairs, with the loss on y alone.
 
     validation: pairs to measure on; by default `data.hold_out_pairs` takes `share` of them. rank,
-    alpha, matrices: of a `LoRA`, which is merged into the model that is written; by default all
-    parameters learn. settings, half and what is raised: as in `pretraining`.
+    alpha, matrices: of a `LoRA`, which is merged into the model that is written, or written apart;
+    by default all parameters learn. settings, half and what is raised: as in `pretraining`.
     """
     settings, folder = dict(settings or {}), Path(folder)
     gpt, tokenizer, name = base
+    if apart and not rank:
+        raise ValueError("only a LoRA can be written apart: give its rank")
+    if apart and half:
+        raise ValueError("a LoRA is written as it is, not as float16")
     begun = _begun(folder)
     about = {"begun from": name}
     data.pair_rows([*pairs, *(validation or [])], tokenizer, gpt.config.n_ctx)  # refuses long ones
@@ -143,7 +148,7 @@ def finetuning(
         rng = np.random.default_rng([planned.get("seed", 0), 3])
         model = LoRA(gpt, rank, alpha, matrices, rng)
         count = sum(p.size for p in model.params.values())
-        about |= {"rank": rank, "alpha": alpha, "matrices": list(matrices)}
+        about |= {"rank": rank, "alpha": alpha, "matrices": list(matrices), "apart": apart}
     elif begun and "rank" in begun["begun"]:
         raise ValueError(
             f"{folder} holds a run of LoRA of rank {begun['begun']['rank']}: give the rank again, "
@@ -182,6 +187,11 @@ def finetuning(
         }
 
     def keep():
+        if apart:
+            adapter.save(
+                model, name if not Path(name).exists() else str(Path(name).resolve()), folder
+            )
+            return
         now = model.merged() if rank else gpt
         checkpoint.save(now, tokenizer, folder, "float16" if half else None)
 
@@ -220,7 +230,8 @@ def _begun(folder):
     """The run in the folder, or None; a folder in which a model stands alone is refused."""
     folder.mkdir(parents=True, exist_ok=True)
     begun = run.read_run(folder)
-    if begun is None and (folder / "config.json").exists():
+    models = "config.json", adapter.CONFIG
+    if begun is None and any((folder / name).exists() for name in models):
         raise ValueError(
             f"{folder} holds a model that no run here made: choose another folder, so that it is "
             "not written over"

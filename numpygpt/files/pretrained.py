@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from numpygpt.bpe import Tokenizer
-from numpygpt.files import checkpoint
+from numpygpt.files import adapter, checkpoint
 from numpygpt.formats import CheckpointError
 from numpygpt.model import GPT2
 
@@ -22,6 +22,7 @@ def load(
     A name: "tales", which comes with this package, or a downloaded model: "124M", "355M", "774M",
     "1558M" (also "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl") or "distilgpt2". Or a folder in
     Hugging Face's or OpenAI's layout; one that is called like a model is "./gpt2".
+    A folder with a LoRA alone gives the model it belongs to with the LoRA merged in.
     A folder of a BERT or a GPT-1 gives that: `family.bert.Bert` or `family.gpt1.GPT1`.
     `fetch(name)` -> folder is asked for a model that is not on this machine; by default nobody is.
 
@@ -29,6 +30,9 @@ def load(
     CheckpointError (a ValueError) for files that are damaged, incomplete, or no GPT-2.
     """
     folder = find(name_or_folder, fetch)
+    if adapter.is_adapter(folder):
+        model, tokenizer = load(adapter.base_of(folder), fetch)
+        return adapter.load(folder, model), tokenizer
     if checkpoint.relative(folder):
         from numpygpt.files import relatives  # the family is needed by nobody else
 

@@ -1,0 +1,90 @@
+"""A LoRA by itself: written, loaded again with its model, and refused where it does not fit."""
+
+import json
+
+import numpy as np
+import pytest
+
+import numpygpt
+from numpygpt import lora
+from numpygpt.files import adapter, plan, run
+from numpygpt.formats import safetensors
+
+CONFIG = numpygpt.Config(n_vocab=270, n_ctx=16, n_embd=12, n_head=2, n_layer=2)
+TEXT = "A cat sat on a mat, and the cat saw a rat.\n"
+PAIRS = [("A cat", " sat"), ("the cat", " saw"), ("a rat", " sat")]
+
+
+@pytest.fixture
+def base(tmp_path):
+    gpt = numpygpt.GPT2(CONFIG, numpygpt.init(CONFIG, np.random.default_rng(0)))
+    tokenizer = numpygpt.Tokenizer.train(TEXT, 270)
+    numpygpt.save(gpt, tokenizer, tmp_path / "base")
+    return (*numpygpt.load(tmp_path / "base"), str(tmp_path / "base"))
+
+
+def filled(gpt, matrices=("attn.c_attn", "mlp.c_proj")):
+    rng = np.random.default_rng(1)
+    learned = lora.LoRA(gpt, 3, 7.0, matrices, rng)
+    for value in learned.params.values():
+        value[...] = rng.standard_normal(value.shape)
+    return learned
+
+
+def test_a_lora_is_loaded_with_its_model(base, tmp_path):
+    gpt, tokenizer, name = base
+    learned = filled(gpt)
+    adapter.save(learned, name, tmp_path / "lora")
+    again, its_tokenizer = numpygpt.load(tmp_path / "lora")
+    assert its_tokenizer.tokens == tokenizer.tokens
+    for key, value in learned.merged().params.items():
+        np.testing.assert_array_equal(again.params[key], value, err_msg=key)
+    arrays = safetensors.read(tmp_path / "lora" / "adapter_model.safetensors")
+    a = arrays["base_model.model.transformer.h.1.mlp.c_proj.lora_A.weight"]
+    assert a.shape == (3, 48)
+    np.testing.assert_array_equal(a, learned.params["h.1.mlp.c_proj.lora_A"].T)
+
+
+def test_peft_means_all_modules_that_end_in_a_name(base, tmp_path):
+    gpt, _, name = base
+    adapter.save(filled(gpt, ("attn.c_proj", "mlp.c_proj")), name, tmp_path / "lora")
+    path = tmp_path / "lora" / "adapter_config.json"
+    config = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps(config | {"target_modules": ["c_proj"]}), encoding="utf-8")
+    numpygpt.load(tmp_path / "lora")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"use_dora": True}, "use_dora is True"),
+        ({"bias": "all"}, "bias is 'all'"),
+        ({"rank_pattern": {"h.0": 2}}, "rank_pattern"),
+        ({"r": "3"}, "does not describe a LoRA"),
+        ({"r": 0}, "rank and alpha must be positive"),
+        ({"r": 4}, "has shape"),
+        ({"target_modules": ["wte"]}, "'wte' is not changed"),
+        ({"target_modules": ["c_attn"]}, "does not fit this model"),
+        ({"target_modules": "all-linear"}, "list of names"),
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+    ],
+)
+def test_what_is_not_this_kind_of_lora_is_refused(base, tmp_path, change, message):
+    gpt, _, name = base
+    adapter.save(filled(gpt), name, tmp_path / "lora")
+    path = tmp_path / "lora" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | change), encoding="utf-8")
+    with pytest.raises(numpygpt.CheckpointError, match=message):
+        numpygpt.load(tmp_path / "lora")
+
+
+def test_fine_tuning_writes_it_apart_when_asked(base, tmp_path):
+    settings = {"steps": 4, "batch": 2}
+    begun = plan.finetuning(PAIRS, tmp_path / "out", base, rank=2, settings=settings, apart=True)
+    list(run.resumable(begun))
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    again, _ = numpygpt.load(tmp_path / "out")
+    for key, value in begun.model.merged().params.items():
+        np.testing.assert_array_equal(again.params[key], value, err_msg=key)
+    with pytest.raises(ValueError, match="only a LoRA can be written apart"):
+        plan.finetuning(PAIRS, tmp_path / "other", base, apart=True)
