@@ -6,7 +6,8 @@ it says of every guess whether the model would have drawn it. A draft holds a fu
     propose(ids so far, room, distribution, rng) -> (at most `room` guessed ids, q)
 
 where q (k, V) are the distributions that they were drawn from, or None if they were not drawn but
-certain, and `distribution` turns logits into the distribution that `generate` was asked for.
+certain. `distribution` turns logits into what `generate` was asked to draw from: the filters, then
+softmax.
 
     for step in numpygpt.generate(model, ids, 100, draft=numpygpt.draft.prompt_lookup()): ...
 
@@ -37,10 +38,11 @@ def residual(p, q):
 
 
 def verify(p, guessed: list[int], q, rng) -> list[int]:
-    """The guessed ids up to the first rejected one, then one that is drawn: 1 to k + 1 ids.
+    """The guessed ids up to the first that is rejected, then one that is drawn: 1 to k + 1 ids.
 
-    p (k + 1, V): the model's distribution at each guess and behind the last. q (k, V), or None for
-    certain guesses. With a greedy p: the guesses as long as they are the argmax, then the argmax.
+    p (k + 1, V): the model's distribution at each guess and after the last. q (k, V), or None for
+    certain guesses. With a greedy p these are the guesses for as long as they are the argmax, and
+    then the argmax.
     """
     if q is None:
         q = np.zeros((len(guessed), p.shape[-1]), p.dtype)
@@ -66,7 +68,7 @@ class Draft:
         """`sample.generate`'s loop for one row: verify the guesses, yield, make room, guess again.
 
         It differs from the plain loop in that a step takes one id or more, and that the cache then
-        forgets the rejected ones: its length goes back, and what lies behind is overwritten.
+        forgets the rejected ones: it is shortened, and what lies beyond its end is overwritten.
         """
         if not row.left:
             return ["length"]

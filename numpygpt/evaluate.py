@@ -32,7 +32,7 @@ TOKENS = 2048  # of windows that go through the model at a time: 412 MB of GPT-2
 def nats(logits, targets) -> np.ndarray:
     """-ln p of each target, in float64: logits (B, T, V), ids (B, T) -> (B, T).
 
-    Raises FloatingPointError for logits that are NaN or infinite: no score is made of them.
+    Raises FloatingPointError for logits that are NaN or infinite: they have no score.
     """
     out = np.empty(np.shape(targets))
     for row, x, ids in zip(out, logits, np.asarray(targets), strict=True):

@@ -22,8 +22,8 @@ MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 
 class LoRA:
-    """A model of which only A and B learn. It trains as a model does: `train` asks for `params` and
-    `loss_and_grads`.
+    """A model in which only A and B learn. It trains as any model does: `train` asks for `params`
+    and `loss_and_grads`.
 
     params: name -> array, `h.0.attn.c_attn.lora_A` (in, r) and `.lora_B` (r, out) of every adapted
     matrix. matrices: which of `MATRICES`, in every block; `attn.c_attn` makes queries, keys and

@@ -78,8 +78,8 @@ SIZES = {
 def parameter_shapes(config: Config, tied: bool = True) -> dict[str, tuple[int, ...]]:
     """Official name -> shape of every parameter, in the order of computation.
 
-    Weights are (in, out). `tied=False` adds `lm_head.weight` (V, C), which GPT-2 itself has not:
-    its unembedding is `wte.weight`.
+    Weights are (in, out). `tied=False` adds `lm_head.weight` (V, C), which GPT-2 itself does
+    not have: its unembedding is `wte.weight`.
     """
     c, f = config.n_embd, config.n_inner
     shapes = {"wte.weight": (config.n_vocab, c), "wpe.weight": (config.n_ctx, c)}
@@ -124,6 +124,8 @@ def init(config: Config, rng: np.random.Generator, dtype=np.float32) -> dict[str
 class Cache:
     """The keys and values of the tokens already seen: per layer (B, H, n_ctx, D), `length` filled.
 
+    A token sees only what is before it, so its keys and values stay as they are whatever follows.
+    With them kept, one more token costs one row of work instead of the whole text again.
     `pads` (B,) is what the first piece was given; later pieces need not repeat it.
     """
 
@@ -398,7 +400,7 @@ def append(store, new, length):
 def with_ops(model: GPT2, **replaced) -> GPT2:
     """The same model with some operations replaced: `with_ops(model, gelu=mine)`.
 
-    Raises ValueError for a name that is no operation.
+    Raises ValueError for a name that is not an operation.
     """
     unknown = [name for name in replaced if not hasattr(model.ops, name)]
     if unknown:

@@ -2,10 +2,10 @@
 
 A forward takes arrays and returns one new array. Its backward stands under it, takes `dy` (the
 gradient of the loss with respect to what the forward returned) and the same arrays, and returns one
-gradient per array, undoing the forward's numbered steps in reverse. Nothing is changed in place for
-the caller (but `into` of `embedding_backward`, where that is asked for) and nothing is remembered
-between calls. Three have no backward: `positions`, which are integers, `split_qkv`, whose backward
-is to lay three gradients side by side, and `log_softmax`, through which nothing is trained.
+gradient per array, undoing the forward's numbered steps in reverse. No argument is changed (but
+`into` of `embedding_backward`, whose purpose that is) and nothing is remembered between calls.
+Three have no backward: `positions`, which are integers, `split_qkv`, whose backward is to put three
+gradients side by side, and `log_softmax`, which nothing is trained through.
 
 Letters, used everywhere in this package:
 
@@ -274,7 +274,7 @@ def unembed(x, table):
 
 
 def unembed_backward(dy, x, table):
-    """dx = dy table, dtable = dy^T x, the sum of which runs over all rows (B, T)."""
+    """dx = dy table, dtable = dy^T x, where the sum runs over all rows (B, T)."""
     return fast.matmul(dy, table), fast.matmul(_rows(dy).T, _rows(x))
 
 
@@ -301,7 +301,7 @@ def cross_entropy(logits, targets, mask=None):
 
 @fast.by_rows
 def _nll(x, target):
-    """log sum_j exp(x_j) - x_target, the largest x taken off both: (R, V), (R, 1) -> (R, 1)."""
+    """log sum_j exp(x_j) - x_target, with the largest x subtracted: (R, V), (R, 1) -> (R, 1)."""
     shifted = x - x.max(-1, keepdims=True)
     chosen = np.take_along_axis(shifted, target, -1)
     return np.log(np.exp(shifted).sum(-1, keepdims=True)) - chosen

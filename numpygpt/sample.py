@@ -22,15 +22,15 @@ PREFILL = 1024  # tokens that are read at once: more would only make the activat
 def apply_temperature(logits, temperature: float):
     """(x - max x) / temperature: below 1 sharper, above 1 flatter.
 
-    Taking off the maximum changes no probability and keeps a tiny temperature from overflowing.
+    Subtracting the maximum changes no probability and keeps a tiny temperature from overflowing.
     """
-    smallest = float(np.finfo(logits.dtype).tiny)  # what is less would round to a division by 0
+    smallest = float(np.finfo(logits.dtype).tiny)  # less would round to 0, and 1 / 0 is no number
     with np.errstate(over="ignore"):  # to -inf, which is right: probability 0
         return (logits - logits.max(-1, keepdims=True)) / max(temperature, smallest)
 
 
 def keep_top_k(logits, k: int):
-    """Forbid what is less than the k-th largest; all equal to it stay, as in transformers."""
+    """Forbid all logits below the k-th largest; those equal to it stay, as in transformers."""
     k = min(k, logits.shape[-1])
     kth = np.partition(logits, -k, axis=-1)[..., -k, None]
     out = logits.copy()
@@ -39,7 +39,7 @@ def keep_top_k(logits, k: int):
 
 
 def keep_top_p(logits, p: float):
-    """Keep the fewest likeliest tokens that together hold at least p (Holtzman et al. 2019, 3.1).
+    """Keep the likeliest tokens, as few as together hold at least p (Holtzman et al. 2019, 3.1).
 
     The token with which the sum crosses p stays. Among equals the lower id comes first.
     """
@@ -77,7 +77,7 @@ def probabilities(logits, temperature: float = 1.0, top_k: int | None = None, to
 
     logits (..., V) -> (..., V), exactly 0 where a token is forbidden. temperature=0 is greedy: all
     on the largest logit, the lowest id among equals. Raises ValueError for settings out of range,
-    FloatingPointError for logits of which one is NaN or infinity.
+    FloatingPointError if a logit is NaN or infinite.
     """
     _check_filters(temperature, top_k, top_p)
     check_logits(logits)
@@ -162,8 +162,8 @@ def generate(
         What is drawn is distributed as without one, and greedy ids are the same; see `draft.py`.
 
     Returns (the generator's value: `reasons = yield from generate(...)`) for each row why it ended:
-    "length", "stop" or "context". Raises at the call ValueError or TypeError for what does not fit,
-    prompts longer than n_ctx among it; "slide" reads their last n_ctx ids.
+    "length", "stop" or "context". Raises, at the call, ValueError or TypeError for what does not
+    fit, such as prompts longer than n_ctx, of which "slide" reads the last n_ctx ids.
     """
     refuse_names("generate", names_from_elsewhere)
     _check_filters(temperature, top_k, top_p)
