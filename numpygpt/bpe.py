@@ -14,8 +14,6 @@ Sources: Sennrich et al. 2016 (byte-pair encoding); Radford et al. 2019, 2.2 (ov
 
 import codecs
 import heapq
-import json
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
@@ -227,7 +225,8 @@ class Tokenizer:
     @classmethod
     def gpt2(cls) -> "Tokenizer":
         """The official vocabulary of 50,257 tokens, derived from the merges in this package."""
-        merges = read_merges(Path(__file__).parent / "vocab" / "vocab.bpe")
+        path = Path(__file__).parent / "vocab" / "vocab.bpe"
+        merges = parse_merges(path.read_text(encoding="utf-8"), str(path))
         tokens = [*byte_symbols().values(), *map("".join, merges), END_OF_TEXT]
         return cls(tokens, merges, [END_OF_TEXT])
 
@@ -248,48 +247,6 @@ class Tokenizer:
         tokens = [*byte_symbols().values(), *map("".join, merges), special]
         roles = dict.fromkeys(("bos_token", "eos_token", "unk_token"), special)
         return cls(tokens, merges, [special], roles=roles)
-
-    @classmethod
-    def read(cls, folder: str | Path) -> "Tokenizer":
-        """The vocabulary in vocab.json and merges.txt, or in encoder.json and vocab.bpe.
-
-        Tokens that no merge makes and that are written <...> or [...] are the special ones.
-        Raises ValueError where files are missing, damaged, or do not belong together.
-        """
-        folder = Path(folder)
-        for names in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
-            if all((folder / name).is_file() for name in names):
-                break
-        else:
-            raise ValueError(
-                f"There is no vocabulary in {folder}: it needs vocab.json and merges.txt, or "
-                "encoder.json and vocab.bpe."
-            )
-        tokens = read_tokens(folder / names[0])
-        merges = read_merges(folder / names[1])
-        special = dict.fromkeys(filter(re.compile(r"<.+>|\[.+\]").fullmatch, tokens))
-        for pair in merges:
-            special.pop("".join(pair), None)
-        try:
-            return cls(tokens, merges, special)
-        except ValueError as error:
-            raise ValueError(f"{names[0]} and {names[1]} in {folder} do not fit: {error}") from None
-
-    def write(self, folder: str | Path) -> None:
-        """Write vocab.json and merges.txt, as Hugging Face names them; neither is ever half there.
-
-        A crash between the two can leave a new vocab.json beside an old merges.txt.
-        """
-        vocab = json.dumps({token: i for i, token in enumerate(self.tokens)}, ensure_ascii=False)
-        merges = "".join(f"{left} {right}\n" for left, right in self.merges)
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in (("vocab.json", vocab), ("merges.txt", "#version: 0.2\n" + merges)):
-            with open(folder / f"{name}.part", "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(folder / f"{name}.part", folder / name)
 
     def encode(
         self, text: str, allowed_special: Collection[str] = (), begins: bool = True
@@ -608,40 +565,21 @@ def joined(row: list[int], pair: tuple[int, int], new: int) -> list[int]:
     return result
 
 
-# ---- files --------------------------------------------------------------------------------------
+# ---- a file of merges ----------------------------------------------------------------------------
 
 
-def read_tokens(path: Path) -> list[str]:
-    """The tokens in the order of their ids, from a vocab.json or encoder.json."""
-    try:
-        items = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=list)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a JSON file in UTF-8: {error}.") from None
-    if not isinstance(items, list) or not all(isinstance(item, tuple) for item in items):
-        raise ValueError(f"{path} is not a JSON object of tokens and their ids.")
-    tokens = [None] * len(items)
-    for token, i in items:
-        if type(i) is not int or not 0 <= i < len(tokens) or tokens[i] is not None:
-            raise ValueError(
-                f"{path}: the id {i!r} of {token!r} is not one of 0 to {len(tokens) - 1}, or is "
-                "given twice."
-            )
-        tokens[i] = token
-    return tokens
+def parse_merges(text: str, source: str) -> list[tuple[str, str]]:
+    """The pairs of symbols in the order they were learned, from a merges.txt or vocab.bpe.
 
-
-def read_merges(path: Path) -> list[tuple[str, str]]:
-    """The pairs of symbols in the order they were learned, from a merges.txt or vocab.bpe."""
-    try:
-        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a text file in UTF-8: {error}.") from None
+    source: what a message calls it. Raises ValueError for a line that is not a pair.
+    """
+    lines = text.rstrip("\n").split("\n")
     first = 1 if lines[0].startswith("#version") else 0
     merges = [tuple(line.split(" ")) for line in lines[first:]]
-    for number, merge in enumerate(merges, start=first + 1):
-        if len(merge) != 2 or not all(merge):
+    for number, pair in enumerate(merges, start=first + 1):
+        if len(pair) != 2 or not all(pair):
             raise ValueError(
-                f"{path}, line {number}: expected two symbols with a space between them, not "
-                f"{' '.join(merge)[:40]!r}."
+                f"{source}, line {number}: expected two symbols with a space between them, not "
+                f"{' '.join(pair)[:40]!r}"
             )
     return merges

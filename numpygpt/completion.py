@@ -152,6 +152,7 @@ class Pieces:
 
     def __init__(self, tokenizer, stops: Iterable = ()):
         self._hidden = {tokenizer.special[text] for text, r in tokenizer.rules.items() if r.hidden}
+        self._hidden |= set(tokenizer.ends)  # which need not be special
         self._stops = [stop for stop in stops if isinstance(stop, str)]
         self._ids = collections.deque()
         self._text = tokenizer.decode_stream(self._take())

@@ -8,9 +8,11 @@ GPT predicts the *next* token at every position. No token is hidden and guessed 
 that is masked language modelling, which is how BERT is trained.
 """
 
+import warnings
+
 import numpy as np
 
-from .bpe import documents as documents  # the vocabulary is learned from the same documents
+from .bpe import END_OF_TEXT, documents
 
 
 def hold_out(texts: list[str], share: float = 0.05) -> tuple[list[str], list[str]]:
@@ -49,13 +51,34 @@ def hold_out_pairs(pairs, share: float = 0.1, most: int = 500, seed: int = 0):
     return [pair for pair in pairs if pair[0] not in held], [p for p in pairs if p[0] in held]
 
 
+def documents_of(text: str, tokenizer) -> list[str]:
+    """The documents of a text for a tokenizer, each ended by its end token; see `documents`.
+
+    Without an end token the whole text is one. An <|endoftext|> that the vocabulary does not have
+    is plain text, which is said in a warning.
+    """
+    if END_OF_TEXT in text and END_OF_TEXT not in tokenizer.special:
+        warnings.warn(
+            f"{END_OF_TEXT} stands in the text, but it is not a token of this vocabulary: it is "
+            "read as plain text",
+            stacklevel=2,
+        )
+    end = None if tokenizer.eot is None else tokenizer.tokens[tokenizer.eot]
+    if end not in tokenizer.special:
+        return [text] if text else []
+    return documents(text, end)
+
+
 def encode_documents(tokenizer, texts) -> np.ndarray:
     """One stream of ids: the end token, document, end token, document, ..., end token.
 
     It stands first as well, so that the model learns what a document begins with: (N,) int32.
-    Other special tokens in a document are what they are everywhere: one token.
+    Other special tokens in a document are what they are everywhere: one token. A single text can do
+    without an end token, if the vocabulary names none.
     """
-    end = _end(tokenizer)
+    if tokenizer.eot is None and len(texts) == 1:
+        return np.array(tokenizer.encode(texts[0], tokenizer.special), np.int32)
+    end = end_token(tokenizer)
     ids = [end]
     for text in texts:
         ids += tokenizer.encode(text, tokenizer.special)
@@ -63,7 +86,8 @@ def encode_documents(tokenizer, texts) -> np.ndarray:
     return np.array(ids, np.int32)
 
 
-def _end(tokenizer):
+def end_token(tokenizer) -> int:
+    """The id that ends a document. Raises ValueError for a vocabulary that names none."""
     if tokenizer.eot is None:
         raise ValueError("the vocabulary names no end token, which must end each document")
     return tokenizer.eot
@@ -93,7 +117,7 @@ def stream(ids, batch: int, length: int, rng: np.random.Generator):
 
 def encode_pair(tokenizer, x: str, y: str) -> tuple[list[int], list[int]]:
     """(ids of x, ids of y and the end token after it); an empty x is the end token."""
-    end = _end(tokenizer)
+    end = end_token(tokenizer)
     before = tokenizer.encode(x, tokenizer.special)
     after = [*tokenizer.encode(y, tokenizer.special, begins=False), end]
     return before or [end], after  # the first token of y needs something to be predicted from

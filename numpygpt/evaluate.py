@@ -54,9 +54,9 @@ def _logits(model, tokens):
         return model.forward(tokens)[0]
 
 
-def _encode(tokenizer, text):
+def _encode(tokenizer, text, begins=True):
     """Special tokens in the text are those: an <|endoftext|> ends a document, as in training."""
-    return tokenizer.encode(text, tokenizer.special)
+    return tokenizer.encode(text, tokenizer.special, begins)
 
 
 # ---- a text -------------------------------------------------------------------------------------
@@ -329,7 +329,7 @@ def lambada_questions(tokenizer, texts: Iterable[str], protocol: str = "word") -
             ids = _encode(tokenizer, text)
             row = ids[:-1], ids[-1:]
         else:
-            row = _encode(tokenizer, context), _encode(tokenizer, " " + word)
+            row = _encode(tokenizer, context), _encode(tokenizer, " " + word, False)
         questions.append(Question([row]))
     return questions
 
@@ -392,7 +392,7 @@ def hellaswag_questions(tokenizer, items: Iterable[dict]) -> list[Question]:
     questions = []
     for item in items:
         context = _encode(tokenizer, item["ctx"])
-        rows = [(context, _encode(tokenizer, " " + ending)) for ending in item["endings"]]
+        rows = [(context, _encode(tokenizer, " " + ending, False)) for ending in item["endings"]]
         questions.append(Question(rows, int(item["label"])))
     return questions
 
@@ -491,7 +491,10 @@ def cbt_questions(tokenizer, items: Iterable[dict]) -> list[Question]:
             treebank_detokenized(f"{story} {question.replace(GAP, option)}") for option in options
         ]
         context, _, _ = os.path.commonprefix(texts).rpartition(" ")
-        rows = [(_encode(tokenizer, context), _encode(tokenizer, t[len(context) :])) for t in texts]
+        rows = [
+            (_encode(tokenizer, context), _encode(tokenizer, t[len(context) :], False))
+            for t in texts
+        ]
         questions.append(Question(rows, options.index(item["answer"])))
     return questions
 

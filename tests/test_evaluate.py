@@ -11,7 +11,7 @@ from golden import models
 
 from numpygpt import cli, data, evaluate, model
 from numpygpt.bpe import Tokenizer
-from numpygpt.files import checkpoint
+from numpygpt.files import checkpoint, vocabulary
 
 CONFIG = model.Config(n_vocab=31, n_ctx=8, n_embd=12, n_head=2, n_layer=2)
 
@@ -125,7 +125,7 @@ class Letters:
     special, eot = (), None
     n_vocab = len(letters)
 
-    def encode(self, text, allowed_special=()):
+    def encode(self, text, allowed_special=(), begins=True):
         return [self.letters.index(letter) for letter in text]
 
     def decode(self, ids):
@@ -228,7 +228,7 @@ class Text:
 
     special, eot = (), None
 
-    def encode(self, text, allowed_special=()):
+    def encode(self, text, allowed_special=(), begins=True):
         return text
 
 
@@ -432,7 +432,7 @@ def test_evaluate_command_perplexity(folder, tmp_path, capsys):
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     assert run(folder, tmp_path / "text.txt", "--stride", "4") == 0
     result = json.loads(capsys.readouterr().out)
-    gpt, tokenizer = checkpoint.load_folder(folder), Tokenizer.read(folder)
+    gpt, tokenizer = checkpoint.load_folder(folder), vocabulary.read(folder)
     ids = data.encode_documents(tokenizer, data.documents(TEXT))
     nats, count = evaluate.stream_nats(gpt, ids, 4)
     assert result["tokens"] == count == len(ids) - 1
@@ -524,7 +524,7 @@ def test_every_task_measures_and_says_what_it_does_not_show(folder, tmp_path, ca
 
 
 def test_a_model_that_returns_nan_has_no_score(folder, tmp_path, capsys):
-    gpt, tokenizer = checkpoint.load_folder(folder), Tokenizer.read(folder)
+    gpt, tokenizer = checkpoint.load_folder(folder), vocabulary.read(folder)
     params = {name: p.copy() for name, p in gpt.params.items()}
     params["h.1.mlp.c_proj.bias"][3] = np.nan
     checkpoint.save(model.GPT2(gpt.config, params), tokenizer, tmp_path / "nan")
@@ -566,7 +566,7 @@ PAIRS = [("fox", " a"), ("the h", "en"), ("", "a"), ("a h", "en")]
 
 
 def test_the_loss_on_y_and_exact_match_by_hand(folder):
-    gpt, tokenizer = checkpoint.load_folder(folder), Tokenizer.read(folder)
+    gpt, tokenizer = checkpoint.load_folder(folder), vocabulary.read(folder)
     gpt = model.GPT2(
         gpt.config, {n: p * (9 if n == "wte.weight" else 1) for n, p in gpt.params.items()}
     )
@@ -635,7 +635,7 @@ def test_trigrams_are_probabilities_and_know_what_they_have_seen():
 
 
 def test_baselines_are_what_the_compressors_need(folder):
-    tokenizer = Tokenizer.read(folder)
+    tokenizer = vocabulary.read(folder)
     documents = ["the fox ran after the hen " * 30, "a hen and a fox " * 9]
     result = evaluate.baselines(tokenizer, documents)
     size = 26 * 30 + 16 * 9

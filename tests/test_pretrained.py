@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 import numpygpt
-from numpygpt.bpe import Tokenizer
-from numpygpt.files import pretrained
+from numpygpt.files import pretrained, vocabulary
 from numpygpt.files.checkpoint import load_folder
 from numpygpt.formats import CheckpointError, safetensors
 
@@ -115,7 +114,7 @@ def test_tokenizer_json_alone(folder):
     """All that transformers 5 saves of a tokenizer."""
     assert not (folder / "vocab.json").exists()
     _, tokenizer = numpygpt.load(folder)
-    ours = Tokenizer.read(CASES / "ours")
+    ours = vocabulary.read(CASES / "ours")
     assert (tokenizer.tokens, tokenizer.merges, tokenizer.special) == (
         ours.tokens,
         ours.merges,
@@ -132,61 +131,27 @@ def test_added_tokens_keep_their_rows(folder):
     fields = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     added = [*fields["added_tokens"], {"id": 270, "content": "<|user|>"}]
     change_json(folder / "tokenizer.json", added_tokens=added)
-    with pytest.raises(CheckpointError, match="its tokenizer has 271"):
-        numpygpt.load(folder)
+    model, tokenizer = numpygpt.load(folder)  # as transformers does: the id is an error when used
+    assert (model.config.n_vocab, tokenizer.n_vocab) == (270, 271)
+    with pytest.raises(ValueError, match="270"):
+        model.forward(tokenizer.encode("a<|user|>", tokenizer.special))
     for name in ("config.json", "model.safetensors"):
         shutil.copy(CASES / "padded" / name, folder)
-    model, tokenizer = numpygpt.load(folder)
+    with pytest.warns(UserWarning, match="317 rows in its embedding for 271 tokens.*cut off"):
+        model, tokenizer = numpygpt.load(folder)
     assert model.config.n_vocab == 271
     assert tokenizer.encode("<|user|>", {"<|user|>"}) == [270]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"model": {"type": "Unigram"}},
-        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}},
-        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": []}},
-        {"pre_tokenizer": None},
-        {"normalizer": {"type": "NFC"}},
-        {"added_tokens": [{"id": 300, "content": "<x>"}]},
-        {"added_tokens": [{"id": "1", "content": "<x>"}]},
-        {"added_tokens": None},
-        {"added_tokens": [3]},
-        {"model": []},
-        {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}},
-        {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [1]}},
-    ],
-)
-def test_tokenizers_of_other_kinds_are_refused(folder, change):
-    change_json(folder / "tokenizer.json", **change)
-    with pytest.raises(CheckpointError, match="tokenizer.json is no GPT-2 tokenizer's"):
-        numpygpt.load(folder)
-
-
-def test_a_tokenizer_that_prefers_whole_words_to_merges_is_refused(folder):
-    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    change_json(folder / "tokenizer.json", model=model | {"ignore_merges": True})
-    with pytest.raises(CheckpointError, match="tokenizer.json is no GPT-2 tokenizer's"):
-        numpygpt.load(folder)
-
-
-@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 99_999])
-def test_tokenizer_json_that_is_none(folder, content):
-    (folder / "tokenizer.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match="tokenizer.json is no GPT-2 tokenizer's"):
-        numpygpt.load(folder)
 
 
 def test_openai_names_and_incomplete_vocabularies(folder):
     (folder / "tokenizer.json").unlink()
     shutil.copy(CASES / "ours" / "vocab.json", folder / "encoder.json")
-    with pytest.raises(CheckpointError, match="no vocabulary"):
+    with pytest.raises(CheckpointError, match="has no vocabulary that"):
         numpygpt.load(folder)
     shutil.copy(CASES / "ours" / "merges.txt", folder / "vocab.bpe")
     assert numpygpt.load(folder)[1].n_vocab == 270
     (folder / "vocab.bpe").write_bytes(b"\xff")
-    with pytest.raises(CheckpointError, match="not a text file"):
+    with pytest.raises(CheckpointError, match="vocab.bpe is not UTF-8"):
         numpygpt.load(folder)
 
 
@@ -198,7 +163,8 @@ def test_without_a_vocabulary_the_official_one_if_it_fits(tmp_path, rows):
     fields = dataclasses.asdict(config) | {"vocab_size": rows, "n_positions": 3}
     (tmp_path / "config.json").write_text(json.dumps(fields), encoding="utf-8")
     if 50257 <= rows <= 50304:
-        model, tokenizer = numpygpt.load(tmp_path)
+        with pytest.warns(UserWarning, match="taken is the official one|cut off"):
+            model, tokenizer = numpygpt.load(tmp_path)
         assert tokenizer.eot == 50256
         assert model.forward([[50256]])[0].shape == (1, 1, 50257)
     else:

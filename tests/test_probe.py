@@ -14,7 +14,7 @@ CONFIG = model.Config(n_vocab=40, n_ctx=64, n_embd=4, n_head=1, n_layer=1)
 class Letters:
     special, eot = (), 0
 
-    def encode(self, text, allowed_special=()):
+    def encode(self, text, allowed_special=(), begins=True):
         return [ord(letter) - 96 for letter in text]
 
 

@@ -218,6 +218,14 @@ def test_a_header_of_100_megabytes_is_the_last_that_is_looked_at(tmp_path):
 ONE = b'{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}'
 
 
+def test_metadata_of_null_is_none(tmp_path):
+    path = tmp_path / "a.safetensors"
+    header = ONE.replace(b"{", b'{"__metadata__":null,', 1) + b"}"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
+    assert safetensors.read_metadata(path) == {}
+    assert list(safetensors.read(path)) == ["w"]
+
+
 @pytest.mark.parametrize(
     "header, message",
     [
@@ -234,7 +242,6 @@ ONE = b'{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}'
         (b'{"__metadata__":{"a":"1","a":"2"}}', "the same key twice"),
         (b'{"__metadata__":{"a":1}}', "text to text"),
         (b'{"__metadata__":["a"]}', "text to text"),
-        (b'{"__metadata__":null}', "text to text"),
         (ONE + b"," + ONE[1:] + b"}", "the same key twice"),
         (
             b'{"w":{"dtype":"U8","shape":[1],"shape":[2],"data_offsets":[0,1]}}',

@@ -7,7 +7,7 @@ import sys
 
 from numpygpt import __version__
 from numpygpt.cli import comparing, course, evaluating, looking, measuring, models, text, training
-from numpygpt.cli.shell import say
+from numpygpt.cli.shell import say, spoken_warnings
 
 # NumPy and the rooms are imported by the commands, inside `main`'s try: so Ctrl-C is quiet from the
 # first moment, and `numpygpt --help` does not wait for them.
@@ -23,7 +23,8 @@ def main(argv: list[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):  # a console that lacks a character shows ?, and goes on
         sys.stdout.reconfigure(errors="replace")
     try:
-        status = args.run(args) or 0
+        with spoken_warnings():
+            status = args.run(args) or 0
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:

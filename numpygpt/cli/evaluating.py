@@ -95,7 +95,7 @@ def _perplexity(args, model, tokenizer, content):
 
     if args.baselines is not None and args.limit is not None:
         raise ValueError("--baselines are of the whole text: leave out --limit")
-    documents = data.documents(content)
+    documents = data.documents_of(content, tokenizer)
     ids = data.encode_documents(tokenizer, documents)[: args.limit]
     n_ctx = model.config.n_ctx
     batch = args.batch or max(1, evaluate.TOKENS // n_ctx)
@@ -184,7 +184,7 @@ def _memorisation(args, model, tokenizer, content):
     prefix, windows = args.prefix or 32, args.limit or 200
     questions = []
     for whole in (content, text.read(args.held_out)):
-        ids = data.encode_documents(tokenizer, data.documents(whole))
+        ids = data.encode_documents(tokenizer, data.documents_of(whole, tokenizer))
         end = tokenizer.eot
         questions.append(probe.window_questions(ids, windows, prefix, prefix, rng=rng, end=end))
     scored = _scored(args, model, "window", questions[0] + questions[1])

@@ -3,8 +3,7 @@
 import argparse
 import contextlib
 import sys
-
-from numpygpt.files import text
+import warnings
 
 MODEL = {"default": "tales", "help": "name or folder of a model"}
 
@@ -15,12 +14,23 @@ def say(text):
         print(text, file=sys.stderr, flush=True)
 
 
+@contextlib.contextmanager
+def spoken_warnings():
+    """What the library warns of, such as padding that it cuts off, as lines on stderr."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = lambda message, *_: say(f"numpygpt: {message}")
+        yield
+
+
 def text_or_stdin(argument, what):
     """A text given as an argument, or on standard input where there is none or it is `-`."""
     if argument not in (None, "-"):
         return argument
     if sys.stdin is None or (argument is None and sys.stdin.isatty()):
         raise ValueError(f"give {what} as an argument or on standard input")
+    from numpygpt.files import text
+
     return text.decode(sys.stdin.buffer.read(), "standard input")
 
 

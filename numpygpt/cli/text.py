@@ -180,6 +180,8 @@ def tokenize_command(args):
     text = text_or_stdin(args.text, "a text")
     tokenizer = _tokenizer(args.model)
     allowed = tokenizer.special if args.special else ()
+    if not args.special and (read := [token for token in tokenizer.special if token in text]):
+        say(f"{', '.join(read)} is read as plain text: with --special it is a token")
     if args.show_work and not hasattr(tokenizer, "show_work"):
         raise ValueError(
             f"--show-work shows how bytes are merged, and {args.model} has no byte-level "

@@ -129,8 +129,11 @@ class CharacterBPE:
     def __repr__(self):
         return f"CharacterBPE({self.n_vocab:,} tokens)"
 
-    def encode(self, text: str, allowed_special=()) -> list[int]:
-        """The ids of a text. There are no special tokens to allow; <unk> is for what is unknown."""
+    def encode(self, text: str, allowed_special=(), begins: bool = True) -> list[int]:
+        """The ids of a text, whether it begins or goes on.
+
+        There are no special tokens to allow; <unk> is for what is unknown.
+        """
         if not isinstance(text, str):
             raise TypeError(f"the text must be a str, not {type(text).__name__}")
         if allowed_special:

@@ -15,11 +15,14 @@ import json
 import os
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
 
-from numpygpt.bpe import END_OF_TEXT, Tokenizer
+from numpygpt.bpe import Tokenizer
+from numpygpt.files import text, vocabulary
+from numpygpt.files.atomic import writing
 from numpygpt.formats import CheckpointError, safetensors, tensorflow
 from numpygpt.model import GPT2, Config, parameter_shapes
 
@@ -35,7 +38,8 @@ SIZES = {
 # The switches of config.json that change what is computed, and the values that mean GPT-2.
 GPT2_ALONE = {
     "model_type": ("gpt2",),
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of the tanh GELU
+    # names of the tanh GELU; the last two agree with it to 1e-12
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate"),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
@@ -43,6 +47,10 @@ GPT2_ALONE = {
 # Those whose folders `numpygpt.load` reads as well: model_type -> its name. See `relatives.py`.
 RELATIVES = {"bert": "BERT", "openai-gpt": "GPT-1"}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+# Pickles of a training run that hold no weights.
+BESIDE_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|rng_state|random_states|training_args).*")
+# What others put before every name: of a model that torch compiled, of one in several processes.
+WRAPPERS = ("_orig_mod.", "module.")
 MAX_PADDING = 1024  # rows; more than that is no padding, but another vocabulary
 MAX_LISTED = 10  # of a kind, in one message
 
@@ -50,8 +58,8 @@ MAX_LISTED = 10  # of a kind, in one message
 def load_folder(folder: str | os.PathLike, n_vocab: int | None = None) -> GPT2:
     """The model in a folder, float32 or float64 as its files are (16 bits are widened to 32).
 
-    n_vocab: the size of the tokenizer's vocabulary, so that padding can be cut off; by default what
-    the configuration says. Arrays that are float32 stay views of the memory-mapped file.
+    n_vocab: how many rows of the embedding to keep, so that padding can be cut off; by default all
+    that the configuration says. Arrays that are float32 stay views of the memory-mapped file.
     Raises CheckpointError for what is damaged, incomplete or no GPT-2, OSError where nothing is.
     """
     folder = Path(folder)
@@ -73,7 +81,9 @@ def from_arrays(
     what messages call the arrays. float32 and float64 side by side become float64, which keeps
     every value. Raises CheckpointError with all that is missing, unknown or misshapen.
     """
-    config = _fit_vocabulary(config, n_vocab, source)
+    if n_vocab is not None and not n_vocab <= config.n_vocab < n_vocab + MAX_PADDING:
+        raise CheckpointError(_other_vocabulary(source, config.n_vocab, n_vocab))
+    arrays = _unwrap(arrays, source) if arrays else {}
     names, twice = {}, []
     for name in arrays:
         official = official_name(name)
@@ -81,9 +91,14 @@ def from_arrays(
             twice.append(f"{names[official]!r:.99} and {name!r:.99}")
         names[official] = name
     arrays = {official: _squeeze(name, arrays[name]) for official, name in names.items()}
-    arrays = _tie({name: _cut(name, a, config.n_vocab) for name, a in arrays.items()}, tied)
+    arrays = _tie(arrays, tied)
     shapes = _checked_shapes(arrays, config, tied, twice, source)
-    return GPT2(config, one_dtype({name: arrays[name] for name in shapes}, source))
+    params = one_dtype({name: arrays[name] for name in shapes}, source)
+    if n_vocab is not None:  # a slice is a view, so it costs nothing
+        config = dataclasses.replace(config, n_vocab=n_vocab)
+        rows = ("wte.weight", "lm_head.weight")
+        params = {n: a[:n_vocab] if n in rows else a for n, a in params.items()}
+    return GPT2(config, params)
 
 
 def official_name(name: str) -> str:
@@ -103,14 +118,12 @@ def _squeeze(name, array):
     return array[0] if is_convolution else array
 
 
-def _cut(name, array, n_vocab):
-    # Vocabularies are padded to a rounder number, 50257 to 50304, for the sake of GPUs. No text has
-    # those ids and no training meant their rows, yet their logits would get some probability. Cut
-    # off here, at the door, they can never be sampled; a slice is a view, so it costs nothing.
-    is_padded = name in ("wte.weight", "lm_head.weight") and array.ndim == 2
-    if is_padded and n_vocab < len(array) < n_vocab + MAX_PADDING:
-        return array[:n_vocab]
-    return array
+def _unwrap(arrays, source):
+    """Without what stands before every name since the model was wrapped when it was saved."""
+    while wrapper := next((w for w in WRAPPERS if all(n.startswith(w) for n in arrays)), None):
+        arrays = {name.removeprefix(wrapper): array for name, array in arrays.items()}
+        warnings.warn(f"{source}: {wrapper!r} is taken off the arrays' names", stacklevel=4)
+    return arrays
 
 
 def _tie(arrays, tied):
@@ -124,16 +137,24 @@ def _tie(arrays, tied):
     return others if wte is not None and np.array_equal(head, wte) else arrays
 
 
-def _fit_vocabulary(config, n_vocab, source):
-    """The configuration with the tokenizer's n_vocab, if that is the model's but for padding."""
-    if n_vocab is None or n_vocab == config.n_vocab:
-        return config
-    if not n_vocab < config.n_vocab < n_vocab + MAX_PADDING:
-        raise CheckpointError(
-            f"{source} is a model of {config.n_vocab:,} tokens, but its tokenizer has {n_vocab:,}: "
-            "they do not belong together, so find the vocabulary that the model was trained with"
-        )
-    return dataclasses.replace(config, n_vocab=n_vocab)
+def check_vocabulary(rows: int, tokenizer: Tokenizer, source: str) -> None:
+    """Raises CheckpointError where a tokenizer is not that of an embedding with so many rows.
+
+    It may have fewer tokens, where the embedding is padded, and special tokens beyond the rows,
+    where tokens were added to it alone: those are an error when they are used.
+    """
+    special = set(tokenizer.special.values())
+    if all(i in special for i in range(rows, tokenizer.n_vocab)):
+        if rows < tokenizer.n_vocab + MAX_PADDING:
+            return
+    raise CheckpointError(_other_vocabulary(source, rows, tokenizer.n_vocab))
+
+
+def _other_vocabulary(source, rows, n_vocab):
+    return (
+        f"{source} is a model of {rows:,} tokens, but its tokenizer has {n_vocab:,}: they do not "
+        "belong together, so find the vocabulary that the model was trained with"
+    )
 
 
 def _checked_shapes(arrays, config, tied, twice, source):
@@ -150,9 +171,17 @@ def _checked_shapes(arrays, config, tied, twice, source):
         for name, shape in known.items()
         if name in arrays and arrays[name].shape != shape
     ]
+    missing = [name for name in shapes if name not in arrays]
+    unknown = [name for name in arrays if name not in known]
+    if prefix := _prefix(missing, unknown):
+        raise CheckpointError(
+            f"{source}: {len(unknown)} names begin with {prefix!r:.99}, and without it they are "
+            f"GPT-2's: take it off, {{name.removeprefix({prefix!r:.99}): array for name, array in "
+            "arrays.items()}"
+        )
     faults = {
-        "missing": [name for name in shapes if name not in arrays],
-        "unknown": [f"{name!r:.99}" for name in arrays if name not in known],
+        "missing": missing,
+        "unknown": [f"{name!r:.99}" for name in unknown],
         "there twice": twice,
         "misshapen": misshapen,
     }
@@ -162,6 +191,16 @@ def _checked_shapes(arrays, config, tied, twice, source):
         faults,
     )
     return shapes
+
+
+def _prefix(missing, unknown):
+    """What stands before all unknown names, if they are the missing ones but for that."""
+    for name in missing[:1]:
+        for prefix in {n.removesuffix(name) for n in unknown if n.endswith(name)}:
+            bare = {official_name(n.removeprefix(prefix)) for n in unknown if n.startswith(prefix)}
+            if prefix and len(bare) == len(unknown) and set(missing) <= bare:
+                return prefix
+    return None
 
 
 def mask_shapes(config: Config) -> dict[str, tuple[int, ...]]:
@@ -213,7 +252,7 @@ def read_config(folder: str | os.PathLike) -> Config:
 def _read_config(folder):
     """-> Config, and whether the unembedding is the embedding."""
     path = config_file(folder)
-    fields = read_json(path)
+    fields = text.read_json(path)
     if kind := relative(folder):
         raise CheckpointError(not_gpt2(folder, kind))
     for key, allowed in GPT2_ALONE.items():
@@ -243,7 +282,7 @@ def _read_config(folder):
 
 def relative(folder: str | os.PathLike) -> str | None:
     """ "BERT" or "GPT-1" where the folder holds one of those. Raises as `load_folder`."""
-    kind = read_json(config_file(Path(folder))).get("model_type")
+    kind = text.read_json(config_file(Path(folder))).get("model_type")
     return RELATIVES.get(kind) if isinstance(kind, str) else None
 
 
@@ -270,17 +309,6 @@ def config_file(folder):
     )
 
 
-def read_json(path):
-    """The JSON object in a file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # bad UTF-8 is a ValueError, too
-        raise CheckpointError(f"{path} is not a JSON file ({error}): get it again") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} should hold a JSON object: get it again")
-    return content
-
-
 def read_arrays(folder: str | os.PathLike) -> dict[str, np.ndarray]:
     """All arrays of a folder under the names in its files. Raises as `load_folder`."""
     folder = Path(folder)
@@ -302,21 +330,33 @@ def read_arrays(folder: str | os.PathLike) -> dict[str, np.ndarray]:
 
 def _refusal(path, folder):
     """Why a pickle is not opened, and the line that makes it a file which is; None for others."""
-    if path.suffix not in PICKLES:
+    if path.suffix not in PICKLES or BESIDE_WEIGHTS.fullmatch(path.name):
         return None
     folder = folder if folder.is_dir() else folder.parent
+    # pytorch_model-00001-of-00002.bin is one of several, which belong together.
+    start = "pytorch_model" if path.name.startswith("pytorch_model") else path.name
+    files = f"[d + f for f in sorted(os.listdir(d)) if f.startswith({_literal(start)})"
+    files += f" and f.endswith({_literal(path.suffix)})]"
     return (
         f"{path} is a pickle, which can run any code when opened, so numpygpt never opens one; "
-        'convert it where you trust it: python -c "import torch, safetensors.torch as s; '
-        f"s.save_file({{k: v.clone() for k, v in torch.load({str(path)!r}, 'cpu', "
-        f'weights_only=True).items()}}, {str(folder / WEIGHTS)!r})"'
+        'convert it where you trust it: python -c "import os, torch, safetensors.torch as s; '
+        f"d = {_literal(str(folder) + os.sep)}; w = [torch.load(f, 'cpu', weights_only=True) for f "
+        f"in {files}]; w = [x.get('model', x.get('state_dict', x)) for x in w]; "
+        "s.save_file({k: v.clone().contiguous() for x in w for k, v in x.items()}, "
+        f"d + '{WEIGHTS}')\""
     )
+
+
+def _literal(string):
+    """A string in Python's quotes, of which no shell expands anything in double quotes."""
+    safe = (c if c.isalnum() or c in "/._- :" else f"\\U{ord(c):08x}" for c in string)
+    return f"'{''.join(safe)}'"
 
 
 def _read_shards(folder):
     """The union of the shards, each of which must hold exactly what the index says."""
     index = folder / SHARDS
-    places = read_json(index).get("weight_map")
+    places = text.read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise CheckpointError(f"{index} has no weight_map: get it again")
     files = {}  # file -> names
@@ -344,17 +384,18 @@ def _read_shards(folder):
 
 # ---- saving --------------------------------------------------------------------------------------
 
-# Others' files that transformers would read before, or besides, the ones written here.
+# Files that transformers would read before, or besides, those that a save writes.
 STALE = ("tokenizer.json", "added_tokens.json", "special_tokens_map.json", "generation_config.json")
 
 
 def save(model: GPT2, tokenizer: Tokenizer, folder: str | os.PathLike, dtype=None) -> None:
     """Write a folder that `load` and Hugging Face's `from_pretrained` load unchanged.
 
-    config.json, model.safetensors, vocab.json, merges.txt and tokenizer_config.json. dtype:
-    float16, float32 or float64; by default the model's own, which loads again bit for bit. A save
-    that is killed leaves the old folder as it was or, in the moment of the renames, one without
-    config.json, which nobody takes for whole.
+    config.json, model.safetensors and the vocabulary, with all that `load` knew of it: special
+    tokens, what ends and begins, the space or token before a text. dtype: float16, float32 or
+    float64; by default the model's own, which loads again bit for bit. A save that is killed leaves
+    the old folder as it was or, in the moment of the renames, one without config.json, which nobody
+    takes for whole.
 
     Raises ValueError where tokenizer, dtype or folder do not fit.
     """
@@ -363,10 +404,10 @@ def save(model: GPT2, tokenizer: Tokenizer, folder: str | os.PathLike, dtype=Non
             f"a {type(model).__name__} cannot be saved, only a GPT-2: copy the folder it came from"
         )
     folder = Path(folder)
-    check_target(folder)
-    _fit_vocabulary(model.config, tokenizer.n_vocab, "what is to be saved")
+    check_target(folder, tokenizer)
+    check_vocabulary(model.config.n_vocab, tokenizer, "what is to be saved")
     params = _narrow(model.params, np.dtype(model.dtype if dtype is None else dtype))
-    config = _config_fields(model.config, "lm_head.weight" not in params, tokenizer.eot, params)
+    config = _config_fields(model.config, "lm_head.weight" not in params, tokenizer, params)
     names = {n: n if n == "lm_head.weight" else f"transformer.{n}" for n in params}
     staging = folder / ".saving"
     shutil.rmtree(staging, ignore_errors=True)  # of a save that was killed
@@ -375,19 +416,20 @@ def save(model: GPT2, tokenizer: Tokenizer, folder: str | os.PathLike, dtype=Non
         safetensors.write(
             staging / WEIGHTS, {names[n]: a for n, a in params.items()}, {"format": "pt"}
         )
-        tokenizer.write(staging)
-        _write_json(staging / "tokenizer_config.json", _tokenizer_fields(model.config, tokenizer))
-        _write_json(staging / "config.json", config)
+        vocabulary.write(tokenizer, staging, int(model.config.n_ctx))
+        with writing(staging / "config.json") as file:
+            file.write(json.dumps(config, indent=2) + "\n")
         (folder / "config.json").unlink(missing_ok=True)
-        for name in (WEIGHTS, "vocab.json", "merges.txt", "tokenizer_config.json", "config.json"):
+        for name in (WEIGHTS, *vocabulary.files(tokenizer), "config.json"):
             os.replace(staging / name, folder / name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def check_target(folder: Path) -> None:
+def check_target(folder: Path, tokenizer: Tokenizer | None = None) -> None:
     """Raises ValueError, as `save` does, for a folder with files that would hide what it writes."""
-    stale = [name for name in STALE if (folder / name).exists()]
+    written = vocabulary.files(tokenizer) if tokenizer else []
+    stale = [name for name in STALE if name not in written and (folder / name).exists()]
     if stale:
         raise ValueError(
             f"{folder} holds {' and '.join(stale)}, which transformers would read before what is "
@@ -410,8 +452,9 @@ def _narrow(params, dtype):
     return narrow
 
 
-def _config_fields(config, tied, eot, params):
+def _config_fields(config, tied, tokenizer, params):
     """config.json as transformers writes it, without what it only needs for training."""
+    ends = list(tokenizer.ends)
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
@@ -425,27 +468,7 @@ def _config_fields(config, tied, eot, params):
         "layer_norm_epsilon": float(config.layer_norm_epsilon),
         "activation_function": "gelu_new",
         "tie_word_embeddings": tied,
-        "bos_token_id": eot,
-        "eos_token_id": eot,
+        "bos_token_id": tokenizer.bos,
+        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
         "torch_dtype": str(params["wte.weight"].dtype),
     }
-
-
-def _tokenizer_fields(config, tokenizer):
-    token = None if tokenizer.eot is None else END_OF_TEXT
-    return {
-        "tokenizer_class": "GPT2Tokenizer",
-        "model_max_length": int(config.n_ctx),
-        "add_prefix_space": False,
-        "clean_up_tokenization_spaces": False,  # transformers used to change the spaces it decodes
-        "bos_token": token,
-        "eos_token": token,
-        "unk_token": token,
-    }
-
-
-def _write_json(path, fields):
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
-        file.write(json.dumps(fields, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())

@@ -8,13 +8,14 @@ with, else what suits the text and this machine; and what is chosen is said.
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from numpygpt import data, evaluate, optim, sample
 from numpygpt.bpe import END_OF_TEXT, Tokenizer
-from numpygpt.files import adapter, checkpoint, run
+from numpygpt.files import adapter, checkpoint, run, vocabulary
 from numpygpt.lora import LoRA
 from numpygpt.model import GPT2, Config, init
 from numpygpt.train import Settings
@@ -56,7 +57,7 @@ def pretraining(
     sizes, settings, folder = dict(sizes or {}), dict(settings or {}), Path(folder)
     if base and sizes:
         raise ValueError(f"{', '.join(sizes)}: a model to go on from has its own sizes")
-    texts, held_out = _documents(text, validation, share, say)
+    texts, held_out = _documents(text, validation, base and base[1], share, say)
     begun = _begun(folder)
     about = {"begun from": base[2] if base else "random weights"}
     if begun and begun["begun"].get("begun from", about["begun from"]) != about["begun from"]:
@@ -204,13 +205,16 @@ def finetuning(
 # ---- what is chosen -----------------------------------------------------------------------------
 
 
-def _documents(text, validation, share, say):
-    """(documents to train on, documents to measure on)."""
-    texts = data.documents(text)
+def _documents(text, validation, tokenizer, share, say):
+    """(documents to train on, documents to measure on), ended by the tokenizer's end token."""
+    if tokenizer:
+        data.end_token(tokenizer)
+    split = partial(data.documents_of, tokenizer=tokenizer) if tokenizer else data.documents
+    texts = split(text)
     if not texts:
         raise ValueError("the text is empty")
     if validation is not None:
-        held_out = data.documents(validation)
+        held_out = split(validation)
         if not held_out:
             raise ValueError("the text to measure on is empty")
         return texts, held_out
@@ -242,21 +246,21 @@ def _begun(folder):
 
 def _vocabulary(folder, texts, n_vocab, say):
     """The vocabulary of an unfinished run, or a new one learned from the texts."""
-    if (folder / "merges.txt").exists():  # the second of its two files
-        tokenizer = Tokenizer.read(folder)
+    if (folder / "merges.txt").exists():  # the last of its files
+        tokenizer = vocabulary.read(folder)
         if n_vocab not in (None, tokenizer.n_vocab):
             raise ValueError(
                 f"{folder} has a vocabulary of {tokenizer.n_vocab} tokens, not of {n_vocab}: "
                 "repeat its n_vocab, or train into another folder"
             )
         return tokenizer
-    text = END_OF_TEXT.join(texts)
+    text = f"\n{END_OF_TEXT}\n".join(texts)
     if n_vocab is not None:
         say(f"learning a vocabulary of {n_vocab:,} tokens")
         tokenizer = Tokenizer.train(text, n_vocab)
     else:
         tokenizer = _suitable_vocabulary(text, say)
-    tokenizer.write(folder)
+    vocabulary.write(tokenizer, folder)
     return tokenizer
 
 

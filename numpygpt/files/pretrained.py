@@ -1,17 +1,14 @@
 """From a name or a folder to a model and a tokenizer."""
 
-import json
 import os
 import sysconfig
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 from numpygpt.bpe import Tokenizer
-from numpygpt.files import adapter, checkpoint
-from numpygpt.formats import CheckpointError
+from numpygpt.files import adapter, checkpoint, vocabulary
 from numpygpt.model import GPT2
-
-OFFICIAL_VOCABULARY = range(50257, 50304 + 1)  # tokens, without padding and with
 
 
 def load(
@@ -38,7 +35,7 @@ def load(
 
         return relatives.load(folder)
     tokenizer = read_tokenizer(folder)
-    return checkpoint.load_folder(folder, tokenizer.n_vocab), tokenizer
+    return checkpoint.load_folder(folder, rows_kept(folder, tokenizer)), tokenizer
 
 
 def find(name_or_folder: str | os.PathLike, fetch: Callable[[str], Path] | None = None) -> Path:
@@ -88,47 +85,34 @@ def _bundled(name):
 
 
 def read_tokenizer(folder: str | os.PathLike) -> Tokenizer:
-    """The vocabulary in a model's folder, or the official one where there is none and it fits.
+    """The tokenizer in a model's folder, or the official one where there is none and it fits.
 
-    Read is tokenizer.json, or vocab.json and merges.txt, or encoder.json and vocab.bpe. Raises as
-    `load`.
+    Raises as `load`.
     """
-    folder = Path(folder)
-    n_vocab = checkpoint.read_config(folder).n_vocab
-    if (folder / "tokenizer.json").is_file():
-        return _read_tokenizer_json(folder / "tokenizer.json")
-    if any(
-        (folder / n).exists() for n in ("vocab.json", "merges.txt", "encoder.json", "vocab.bpe")
-    ):
-        try:
-            return Tokenizer.read(folder)
-        except ValueError as error:
-            raise CheckpointError(str(error)) from None
-    if n_vocab in OFFICIAL_VOCABULARY:
-        return Tokenizer.gpt2()
-    raise CheckpointError(
-        f"{folder} has no vocabulary, and a model of {n_vocab:,} tokens is not trained with the "
-        "official one of 50,257: put its vocab.json and merges.txt there"
-    )
+    return vocabulary.read(folder, checkpoint.read_config(folder).n_vocab)
 
 
-def _read_tokenizer_json(path):
-    """The one file that transformers 5 saves: a vocabulary, its merges, and tokens added to it."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        model, split = fields["model"], fields["pre_tokenizer"]
-        kind = [model["type"], split["type"], split["add_prefix_space"], fields["normalizer"]]
-        if kind != ["BPE", "ByteLevel", False, None] or model.get("ignore_merges"):
-            raise ValueError(f"its kind is {kind}")
-        added = {token["content"]: token["id"] for token in fields["added_tokens"]}
-        ids = model["vocab"] | added
-        tokens = sorted(ids, key=ids.get)
-        if [ids[token] for token in tokens] != list(range(len(tokens))):
-            raise ValueError("its ids are not 0, 1, 2, ...")
-        merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
-        return Tokenizer(tokens, merges, added)
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} is no GPT-2 tokenizer's ({error or type(error).__name__}): put vocab.json and "
-            "merges.txt there instead"
-        ) from None
+def rows_kept(folder: str | os.PathLike, tokenizer: Tokenizer) -> int:
+    """How many rows of the embedding belong to tokens; the others are padding, which is said.
+
+    Vocabularies are padded to a rounder number, 50257 to 50304, for the sake of GPUs. No text has
+    those ids and no training meant their rows, yet their logits would get some probability. Rows
+    are padding only if no file names their ids. Raises CheckpointError for a tokenizer that is not
+    the model's.
+    """
+    rows = checkpoint.read_config(folder).n_vocab
+    checkpoint.check_vocabulary(rows, tokenizer, str(folder))
+    named = [i for i in vocabulary.named_by_configuration(folder) if tokenizer.n_vocab <= i < rows]
+    if named:
+        warnings.warn(
+            f"{folder} names the id {named[0]}, for which its vocabulary of {tokenizer.n_vocab:,} "
+            f"tokens has no text: all {rows:,} rows of the embedding are kept",
+            stacklevel=3,
+        )
+    elif tokenizer.n_vocab < rows:
+        warnings.warn(
+            f"{folder} has {rows:,} rows in its embedding for {tokenizer.n_vocab:,} tokens: the "
+            "others are padding that no file names, and are cut off",
+            stacklevel=3,
+        )
+    return rows if named else min(rows, tokenizer.n_vocab)

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from numpygpt.bpe import read_merges, read_tokens
 from numpygpt.family import bert, gpt1
-from numpygpt.files import checkpoint
+from numpygpt.files import checkpoint, text, vocabulary
 from numpygpt.formats import CheckpointError
 from numpygpt.model import Config
 
@@ -56,7 +55,7 @@ def load(folder: str | os.PathLike):
     Raises CheckpointError for what is damaged, incomplete, unknown or would come out wrong.
     """
     folder = Path(folder)
-    fields = checkpoint.read_json(folder / "config.json")
+    fields = text.read_json(folder / "config.json")
     if fields.get("model_type") == "bert":
         return _fitting(folder, _load_bert(folder, fields), _read_wordpiece(folder))
     return _fitting(folder, _load_gpt1(folder, fields), _read_character_bpe(folder))
@@ -164,12 +163,12 @@ def _read_wordpiece(folder):
     if not path.is_file():
         raise CheckpointError(f"{folder} has no vocabulary: put its vocab.txt there")
     try:
-        tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except ValueError:
-        raise CheckpointError(f"{path} is not UTF-8 text: get it again") from None
+        tokens = text.read(path).removesuffix("\n").split("\n")
+    except ValueError as error:
+        raise CheckpointError(f"{error}: get it again") from None
     fields = {}
     if (folder / "tokenizer_config.json").is_file():
-        fields = checkpoint.read_json(folder / "tokenizer_config.json")
+        fields = text.read_json(folder / "tokenizer_config.json")
     for role, token in zip(("pad", "unk", "cls", "sep", "mask"), bert.SPECIAL, strict=True):
         said = fields.get(f"{role}_token", token)
         said = said.get("content") if isinstance(said, dict) else said
@@ -208,7 +207,7 @@ def _wordpiece_json(path):
 
 def _tokenizer_json(path, *kinds):
     """Its fields, and its tokens by id: of one kind of model, normalizer and pre-tokenizer."""
-    fields = checkpoint.read_json(path)
+    fields = text.read_json(path)
     try:
         found = tuple(fields[part]["type"] for part in ("model", "normalizer", "pre_tokenizer"))
         if found != kinds:
@@ -260,10 +259,8 @@ def _read_character_bpe(folder):
     path = folder / "vocab.json"
     if not (path.is_file() and (folder / "merges.txt").is_file()):
         raise CheckpointError(f"{folder} has no vocabulary: put vocab.json and merges.txt there")
-    try:
-        return _character_bpe(path, read_tokens(path), read_merges(folder / "merges.txt"))
-    except ValueError as error:
-        raise CheckpointError(str(error)) from None
+    ids, merges = vocabulary.read_pair(path, folder / "merges.txt")
+    return _character_bpe(path, ids, merges)
 
 
 def _character_bpe(path, tokens, merges):

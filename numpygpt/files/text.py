@@ -11,6 +11,8 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from numpygpt.formats import CheckpointError
+
 # What a file begins with that is not text, or not in UTF-8. UTF-32's mark begins as UTF-16's does.
 OTHER_BEGINNINGS = {
     b"\xff\xfe\x00\x00": "UTF-32",
@@ -74,6 +76,29 @@ def _not_utf8(source, what, encoding):
         f"{source} is not UTF-8: {what}. Save it as UTF-8, {maybe}with "
         f"`iconv -f {encoding} -t UTF-8`"
     )
+
+
+# ---- JSON ----------------------------------------------------------------------------------------
+
+MAX_JSON = 200_000_000  # bytes; the largest tokenizer.json of a known model has 33 million
+
+
+def read_json(path: str | os.PathLike) -> dict:
+    """The JSON object in a file.
+
+    Raises CheckpointError for what is not one: damaged, nested without end, with a number of
+    thousands of digits, the same key twice, or far too large.
+    """
+    path = Path(path)
+    if (size := path.stat().st_size) > MAX_JSON:
+        raise CheckpointError(f"{path} has {size:,} bytes, too many for what it is: get it again")
+    try:
+        content = json.loads(read(path), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a JSON file ({error}): get it again") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} should hold a JSON object: get it again")
+    return content
 
 
 # ---- JSON lines ----------------------------------------------------------------------------------

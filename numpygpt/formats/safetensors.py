@@ -146,6 +146,8 @@ def _refuse(constant):
 
 
 def _metadata(path, metadata):
+    if metadata is None:  # as some writers put it
+        return {}
     if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
         raise CheckpointError(f"{path} has a __metadata__ that is not text to text: get it again")
     return metadata

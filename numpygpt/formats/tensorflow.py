@@ -15,6 +15,7 @@ before it is used, with Python integers, which cannot overflow.
 import itertools
 import math
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,10 @@ def _find_index(folder):
     found = sorted(name for name in os.listdir(folder) if name.endswith(".index"))
     if "model.ckpt.index" in found:
         return folder / "model.ckpt.index"
+    if len(found) > 1 and (folder / "checkpoint").is_file():  # a run's: this file names the last
+        text = (folder / "checkpoint").read_bytes()[:10_000].decode("utf-8", "replace")
+        last = re.match(r'model_checkpoint_path: "(?:.*[/\\])?([^"/\\]+)"', text)
+        found = [name for name in found if last and name == f"{last[1]}.index"] or found
     if len(found) != 1:
         raise CheckpointError(
             f"{folder} should hold model.ckpt.index, or one other .index file, but has "

@@ -23,6 +23,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent.parent))
 from numpygpt.bpe import END_OF_TEXT, Tokenizer, byte_symbols  # noqa: E402
+from numpygpt.files import vocabulary  # noqa: E402
 
 # The pattern of tiktoken_ext/openai_public.py, r50k_base.
 TIKTOKEN_PATTERN = (
@@ -104,7 +105,7 @@ def make_nasty(seed):
     tokenizer = Tokenizer.gpt2()
     reference = tiktoken_gpt2(tokenizer)
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer.write(folder)
+        vocabulary.write(tokenizer, folder)
         rust = tokenizers.ByteLevelBPETokenizer(f"{folder}/vocab.json", f"{folder}/merges.txt")
         auto = transformers.GPT2TokenizerFast.from_pretrained(folder)
     cases = []
