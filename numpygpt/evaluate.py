@@ -114,12 +114,12 @@ def bits_per_byte(nats: float, n_bytes: int) -> float:
     return nats / math.log(2) / n_bytes
 
 
-def position_nats(model, ids, batch: int | None = None):
-    """Mean -ln p by the position in the window, and its standard error: two of (n_ctx,).
+def position_nats(model, ids, batch: int | None = None) -> np.ndarray:
+    """-ln p by window and by position in it: (windows, n_ctx).
 
     Windows of n_ctx tokens stand side by side; what does not fill one is left out. At position t
-    the token is expected from t + 1 tokens: this is what a longer context is worth. Raises
-    ValueError for a text that does not fill two windows.
+    the token is expected from t + 1 tokens: the means by position say what a longer context is
+    worth. Raises ValueError for a text that does not fill two windows.
     """
     ids, n_ctx = np.asarray(ids), model.config.n_ctx
     starts = np.arange(0, len(ids) - n_ctx, n_ctx)
@@ -132,8 +132,7 @@ def position_nats(model, ids, batch: int | None = None):
     for i in range(0, len(starts), batch):
         at = starts[i : i + batch, None] + np.arange(n_ctx)
         each.append(nats(_logits(model, ids[at]), ids[at + 1]))
-    each = np.concatenate(each)
-    return each.mean(0), each.std(0, ddof=1) / math.sqrt(len(each))
+    return np.concatenate(each)
 
 
 def windows_perplexity(model, ids, stride: int) -> float:

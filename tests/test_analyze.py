@@ -53,6 +53,26 @@ def test_flops_count_the_products_that_the_forward_makes():
     assert sum(products) == sum(analyze.flops_per_token(SMALL, 7).values())
 
 
+@pytest.mark.parametrize(("c", "f"), [(768, None), (1600, None), (12, 20)])
+def test_attention_overtakes_the_matrices_where_both_cost_the_same(c, f):
+    config = model.Config(50257, 1024, c, 4, 3, n_inner=f)
+    n = analyze.attention_overtakes(config)
+    assert n == (6 * c if f is None else 2 * c + f)
+
+    def costs(keys):
+        flops = analyze.flops_per_token(config, keys)
+        return flops["scores and values"], flops["attn"] + flops["mlp"]
+
+    square, linear = costs(int(n))
+    assert square == linear
+    square, linear = costs(int(n) - 1)
+    assert square < linear
+    # where each token sees only those before it, the sums over all n of them meet at twice that
+    n = int(analyze.attention_overtakes(config, causal=True))
+    seen = sum(costs(s)[0] for s in range(1, n + 1))
+    assert seen == pytest.approx(n * linear, rel=2 / n)
+
+
 def test_cache_bytes_are_those_of_the_cache():
     gpt = model.GPT2(SMALL, model.init(SMALL, np.random.default_rng(0)))
     cache = gpt.cache()

@@ -93,19 +93,22 @@ def test_the_command_prints_every_kind_of_row(gpt, tmp_path, capsys):
 
 
 def test_cost_curves_measure_what_they_predict(gpt):
-    panels = bench.cost_curves(gpt, runs=1)
-    assert list(panels) == ["prefill, seconds", "decoding step, seconds", "prefill, bytes"]
-    for lengths, measured, predicted in panels.values():
-        assert lengths.tolist() == [16, 32, 64, 128]
-        assert (measured > 0).all()
-        assert all(len(at) == len(values) for at, values in predicted.values())
-    _, measured, predicted = panels["prefill, bytes"]
-    assert (measured >= predicted["keys and values"][1][:4]).all()
+    done = []
+    panels = bench.cost_curves(gpt, runs=1, seconds=0, bar=lambda jobs: done.append(jobs) or jobs)
+    assert [panel.unit for panel in panels] == ["seconds", "seconds", "MB"]
+    assert done == [[(0, 16), (0, 32), (0, 64), (0, 128)]]
+    for panel in panels:
+        assert panel.lengths.tolist() == [16, 32, 64, 128]
+        assert (panel.measured > 0).all()
+        assert all(len(at) == len(values) for at, values in panel.predicted.values())
+    ((_, cache),) = panels[2].predicted.values()
+    assert (panels[2].measured >= cache[:4]).all()
 
 
-def test_the_two_terms_of_a_prefill_cross_at_twelve_times_the_width(gpt):
-    _, _, predicted = bench.cost_curves(gpt, runs=1)["prefill, seconds"]
-    at, linear = predicted["n d² alone"]
-    _, square = predicted["n² d alone"]
-    crossed = at[(square > linear).argmax()]
-    assert at[0] < 12 * CONFIG.n_embd <= crossed < 24 * CONFIG.n_embd
+def test_the_two_terms_of_reading_cross_where_it_is_said(gpt):
+    panel = bench.cost_curves(gpt, runs=1, seconds=0)[0]
+    (at, whole), (_, linear), (_, square) = panel.predicted.values()
+    length, text = panel.crossing
+    assert length == 12 * CONFIG.n_embd and "12 d" in text
+    assert ((square > linear) == (at > length)).all() and at[0] < length < at[-1]
+    assert (whole > linear + square).all()

@@ -44,7 +44,7 @@ DOORS = {
     "requests": {"files.download"},
     "matplotlib": {"look.plot"},
     "threadpoolctl": {"fast"},
-    "tqdm": {"cli.training", "cli.evaluating", "cli.models", "cli.measuring"},
+    "tqdm": {"cli.training", "cli.evaluating", "cli.looking", "cli.models", "cli.measuring"},
     "torch": {"check.bench"},  # only to be measured beside, where it happens to be installed
     "transformers": {"check.bench"},
 }

@@ -307,13 +307,14 @@ def test_wikitext_per_word_by_hand():
 
 def test_the_loss_at_each_position_of_the_window(gpt):
     ids = np.random.default_rng(5).integers(0, 31, 8 * 3 + 4)
-    mean, error = evaluate.position_nats(gpt, ids, batch=2)
-    each = np.stack([
-        evaluate.nats(gpt.forward(ids[i : i + 8])[0], ids[None, i + 1 : i + 9])[0]
-        for i in (0, 8, 16)
-    ])  # fmt: skip
-    np.testing.assert_allclose(mean, each.mean(0))
-    np.testing.assert_allclose(error, each.std(0, ddof=1) / 3**0.5)
+    found = evaluate.position_nats(gpt, ids, batch=2)
+    assert found.shape == (3, 8)
+    for row, start in zip(found, (0, 8, 16), strict=True):
+        for t in range(8):
+            (one,) = evaluate.score(
+                gpt, [(ids[start : start + t + 1].tolist(), [int(ids[start + t + 1])])]
+            )
+            np.testing.assert_allclose(row[t], one.nats, rtol=1e-12)
     with pytest.raises(ValueError, match="two windows of 8"):
         evaluate.position_nats(gpt, ids[:16])
 

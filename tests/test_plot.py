@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from numpygpt import cli
+from numpygpt import cli, model
+from numpygpt.bpe import Tokenizer
+from numpygpt.files import checkpoint
 from numpygpt.look import plot
 
 
@@ -36,7 +38,7 @@ def test_attention_shows_queries_as_rows():
 def test_cost_and_ratios():
     fig, (left, right) = plot.figure(columns=2)
     plot.cost(left, [16, 32], [1e-3, 3e-3], {"predicted": ([16, 32, 64], [1e-3, 2e-3, 4e-3])})
-    assert [line.get_label() for line in left.get_lines()] == ["measured", "predicted"]
+    assert [line.get_label() for line in left.get_lines()] == ["predicted", "measured here"]
     plot.ratios(right, ["decode", "prefill"], [0.9, 0.7])
     assert [bar.get_width() for bar in right.patches] == [0.9, 0.7]
     assert right.yaxis_inverted()
@@ -162,6 +164,35 @@ def test_embedding_and_similarity():
     assert "50%" in left.get_xlabel() and "25%" in left.get_ylabel()
     plot.similarity(right, np.eye(3))
     assert right.get_images()[0].get_clim() == (-1, 1)
+
+
+def test_context_draws_positions_and_strides():
+    fig, axes = plot.figure(2)
+    each = np.array([[5.0, 4, 3, 2, 1, 1], [7.0, 4, 3, 4, 1, 3]])
+    plot.context(axes, each, [6, 3], [4.0, 3.5])
+    line = axes[0].get_lines()[0]
+    np.testing.assert_array_equal(line.get_ydata(), [6, 4, 3, 1.5])
+    labels = [label.get_text() for label in axes[0].get_xticklabels()]
+    assert labels == ["1", "2", "3–4", "5–6"]
+    np.testing.assert_array_equal(axes[1].get_lines()[0].get_xydata(), [[1, 4], [2, 3.5]])
+    assert [text.get_text() for text in axes[1].texts] == ["stride 6: 4.000", "stride 3: 3.500"]
+
+
+def test_the_command_measures_context(tmp_path, capsys):
+    path, out = tmp_path / "t.txt", tmp_path / "c.png"
+    config = model.Config(257, 16, 12, 3, 2)
+    tokenizer = Tokenizer.train("Once upon a time.", 257)
+    gpt = model.GPT2(config, model.init(config, np.random.default_rng(0)))
+    checkpoint.save(gpt, tokenizer, tmp_path / "model")
+    command = ["plot", "context", str(path), "--model", str(tmp_path / "model"), "-o", str(out)]
+    path.write_text("Once upon a time there was a fox. " * 9, encoding="utf-8")
+    assert cli.main([*command, "--windows", "9"]) == 0
+    assert out.stat().st_size > 10_000
+    path.write_text("Once upon a time.", encoding="utf-8")
+    capsys.readouterr()
+    assert cli.main(command) == 2
+    assert "do not fill two windows" in capsys.readouterr().err
+    assert cli.main(["plot", "context"]) == 2
 
 
 def test_a_notebook_is_given_a_picture_of_a_figure_and_of_its_axes():

@@ -13,6 +13,7 @@ of two medians that met the same disturbances.
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 import tracemalloc
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -430,65 +432,133 @@ class Torch:
         return work
 
 
-def cost_curves(model, runs: int = 3) -> dict[str, tuple]:
-    """Time and memory of a prefill and of one decoding step against length, measured and predicted.
+@dataclass(frozen=True)
+class Panel:
+    """One picture of what length costs: what was measured, and what predicts it.
 
-    Predicted for a prefill of n tokens, with N weights in the blocks, L layers, width d:
+    lengths, measured: points. predicted: name -> (lengths, values). crossing: (length, what happens
+    there) or None.
+    """
+
+    title: str
+    unit: str
+    lengths: np.ndarray
+    measured: np.ndarray
+    predicted: dict
+    crossing: tuple | None = None
+
+
+def cost_curves(model, runs: int = 3, seconds: float = 30.0, bar: Callable = list) -> list[Panel]:
+    """Time and memory of reading n tokens and of one decoding step, measured and predicted.
+
+    Predicted for n tokens, with N weights in the blocks, L layers, width d:
 
         time    (2 N n + 2 L d n^2 + unembedding) / peak         every pair of tokens seen: n^2 / 2
         memory  8 L d n bytes, its keys and values in float32; every decoding step reads them back
                 beside all weights, at the bandwidth
 
-    The often quoted O(n^2 d) alone leaves out 2 N n = 24 L d^2 n, which is larger up to n = 12 d
-    (6 d where the masked half is computed too).
+    The often quoted O(n^2 d) alone leaves out 2 N n = 24 L d^2 n, which is the larger up to
+    `analyze.attention_overtakes`.
 
-    Measured up to n_ctx, predicted on to where the two terms have crossed. Returns
-    panel -> (lengths, measured, {name of a prediction: (lengths, values)}).
+    Measured up to n_ctx, all lengths in turn, in `runs` rounds; what takes less than a fifth of a
+    second is repeated for so long. The quickest counts, as others on the machine can only delay.
+    After `seconds` nothing is measured for a second time.
+    Predicted on to where the two terms have crossed. bar: goes round what is done, as `tqdm` does.
     """
-    config, limit = model.config, Limits(model, runs)
-    longest = int(np.log2(config.n_ctx))
-    lengths = np.array([2**i for i in range(min(4, longest), longest + 1)])
-    at = 2 ** np.arange(min(4, longest), int(np.log2(24 * config.n_embd)) + 1)
-    parts = [prefill_flops(config, int(n)) for n in at]
-    square = np.array([part["scores and values"] for part in parts])
-    linear = np.array([part["attn"] + part["mlp"] for part in parts])
-    whole = np.array([sum(part.values()) for part in parts])
-    cached = at * cache_bytes(model)
-    predicted = {
-        "prefill, seconds": {
-            "all terms": (at, whole / limit.peak),
-            "n d² alone": (at, linear / limit.peak),
-            "n² d alone": (at, square / limit.peak),
-        },
-        "decoding step, seconds": {
-            "weights and cache": (at, (weight_bytes(model) + cached) / limit.bandwidth),
-            "weights alone": (at, np.full(len(at), weight_bytes(model) / limit.bandwidth)),
-            "cache alone": (at, cached / limit.bandwidth),
-        },
-        "prefill, bytes": {"keys and values": (at, cached)},
-    }
-    measured = zip(*(_cost(model, n, runs) for n in lengths.tolist()), strict=True)
-    return {
-        panel: (lengths, np.array(values), predicted[panel])
-        for panel, values in zip(predicted, measured, strict=True)
-    }
+    limit = Limits(model, 2 * runs)
+    longest = int(np.log2(model.config.n_ctx))
+    lengths = [2**i for i in range(min(4, longest), longest + 1)]
+    held, reading, step = {}, {}, {}
+    start = time.perf_counter()
+    for number, n in bar([(number, n) for number in range(runs) for n in lengths]):
+        left = seconds - (time.perf_counter() - start)
+        if number == 0:
+            held[n] = _held(model, n)
+            reading[n] = step[n] = math.inf
+        if number == 0 or left > 0:
+            took = _read_and_step(model, n, min(0.2, max(0, left)))
+            reading[n], step[n] = min(reading[n], took[0]), min(step[n], took[1])
+    return _panels(model, limit, lengths, reading, step, held)
 
 
-def _cost(model, n, runs):
-    """Of n tokens: seconds of the prefill, seconds of a step with the last of them, bytes held."""
+def _held(model, n):
+    """Bytes at the peak of reading n tokens: the cache's share of them, and the activations."""
     tokens, cache = _tokens(model, 1, n), model.cache()
     tracemalloc.start()  # NumPy tells it of its arrays
     sample.read(model, tokens, cache)
-    held = tracemalloc.get_traced_memory()[1] + n * cache_bytes(model)
+    peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
+    return peak + n * cache_bytes(model)
+
+
+def _read_and_step(model, n, seconds):
+    """Seconds of reading n tokens, and of a step with the last of them; see `_quickest`."""
+    tokens, cache = _tokens(model, 1, n), model.cache()
+
+    def read():
+        cache.length = 0
+        sample.read(model, tokens, cache)
 
     def step():
         cache.length = n - 1
         model.forward([0], cache, only_last=True)
 
-    (read,) = in_turn([lambda: timed(sample.read, model, tokens, model.cache())], runs)
-    (one,) = in_turn([lambda: timed(step)], 3 * runs)
-    return statistics.median(read), statistics.median(one), held
+    return _quickest(read, seconds), _quickest(step, seconds)
+
+
+def _quickest(work, seconds):
+    """The least of the durations of `work`, repeated for so many seconds, once at least."""
+    durations, start = [], time.perf_counter()
+    while not durations or time.perf_counter() - start < seconds:
+        durations.append(timed(work))
+    return min(durations)
+
+
+def _panels(model, limit, lengths, reading, step, held):
+    at = 2 ** np.arange(int(np.log2(lengths[0])), int(np.log2(24 * model.config.n_embd)) + 1)
+    parts = [prefill_flops(model.config, int(n)) for n in at]
+    square = np.array([part["scores and values"] for part in parts])
+    linear = np.array([part["attn"] + part["mlp"] for part in parts])
+    whole = np.array([sum(part.values()) for part in parts])
+    cached, weights = at * cache_bytes(model), np.full(len(at), weight_bytes(model))
+    overtakes = analyze.attention_overtakes(model.config, causal=True)
+    widths = f"n = {overtakes / model.config.n_embd:.3g} d = {overtakes:,.0f}"
+    points = [np.array([values[n] for n in lengths]) for values in (reading, step, held)]
+    return [
+        Panel(
+            "Reading n tokens at once",
+            "seconds",
+            np.array(lengths),
+            points[0],
+            {
+                "all products, at this machine's best speed": (at, whole / limit.peak),
+                "of these the weights: n d²": (at, linear / limit.peak),
+                "of these attention: n² d": (at, square / limit.peak),
+            },
+            (overtakes, f"from {widths} on\nattention costs more"),
+        ),
+        Panel(
+            "Writing one token after n",
+            "seconds",
+            np.array(lengths),
+            points[1],
+            {
+                "reading weights and cache, at the bandwidth": (
+                    at,
+                    (weights + cached) / limit.bandwidth,
+                ),
+                "of these the weights": (at, weights / limit.bandwidth),
+                "of these the cache": (at, cached / limit.bandwidth),
+            },
+        ),
+        Panel(
+            "Memory to read n tokens, weights aside",
+            "MB",
+            np.array(lengths),
+            points[2] / 1e6,
+            {"of this the cache: keys and values": (at, cached / 1e6)},
+        ),
+    ]
 
 
 @contextlib.contextmanager

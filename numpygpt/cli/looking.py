@@ -2,7 +2,6 @@
 
 import math
 
-from numpygpt.cli.measuring import to_measure
 from numpygpt.cli.models import load
 from numpygpt.cli.shell import MODEL, positive, say, text_or_stdin
 
@@ -245,13 +244,51 @@ def _is_word(tokenizer, token):
 
 
 def _plot_cost(args, plot):
+    from tqdm import tqdm
+
     from numpygpt.check import bench
 
-    with to_measure(args) as (_, model, _):
-        panels = bench.cost_curves(model)
-    fig, axes = plot.figure(len(panels), width=5)
-    for ax, (name, (lengths, measured, predicted)) in zip(axes, panels.items(), strict=True):
-        plot.cost(ax, lengths, measured, predicted, name)
+    model = _random_model(bench.shape(args.shape)) if args.shape else load(args.model)[0]
+    panels = bench.cost_curves(model, bar=lambda jobs: tqdm(jobs, disable=None, leave=False))
+    fig, axes = plot.figure(len(panels), width=5, height=4.4)
+    for ax, panel in zip(axes, panels, strict=True):
+        plot.cost(ax, panel.lengths, panel.measured, panel.predicted, panel.unit, panel.crossing)
+        ax.set_title(panel.title)
+    c, size = model.config, sum(p.size for p in model.params.values())
+    fig.suptitle(
+        f"What length costs: {args.shape or args.model}, {size / 1e6:,.1f} million parameters, "
+        f"{c.n_layer} layers of width d = {c.n_embd:,}"
+    )
+    return fig
+
+
+def _random_model(config):
+    import numpy as np
+
+    from numpygpt.model import GPT2, init
+
+    return GPT2(config, init(config, np.random.default_rng(0)))
+
+
+def _plot_context(args, plot):
+    from tqdm import tqdm
+
+    from numpygpt import data, evaluate
+    from numpygpt.files import text
+
+    if args.input is None:
+        raise ValueError("name a file of text to measure on, best one that was not trained on")
+    documents = data.documents(text.read(args.input))
+    model, tokenizer = load(args.model)
+    ids = data.encode_documents(tokenizer, documents)
+    n_ctx = model.config.n_ctx
+    ids = ids[: args.windows * n_ctx + 1]
+    by_position = evaluate.position_nats(model, ids)
+    strides = [n for n in (n_ctx, n_ctx // 2, n_ctx // 4) if n]
+    bar = tqdm(strides, disable=None, leave=False)
+    each = [evaluate.stream_nats(model, ids, stride) for stride in bar]
+    fig, axes = plot.figure(2, width=5.5, height=4)
+    plot.context(axes, by_position, strides, [nats / count for nats, count in each])
     return fig
 
 
@@ -264,20 +301,24 @@ PICTURES = {
     "attribution": _plot_attribution,
     "induction": _plot_induction,
     "embedding": _plot_embedding,
+    "context": _plot_context,
     "loss": _plot_loss,
     "cost": _plot_cost,
 }
 WHAT = """of a text: next, the likeliest next tokens; logprobs, how unexpected each token was;
 attention and heads, where one head or all of a layer look; lens, what each layer would say;
 attribution, what adds to a logit. Of a model: induction, which heads continue what was seen
-before; embedding, how tokens and positions lie; cost, time and memory by length. Of a run: loss"""
+before; embedding, how tokens and positions lie; cost, time and memory by length; context, loss by
+how much is seen. Of a run: loss"""
 
 
 def add(command):
     """Their options."""
     p = command(plot_command)
     p.add_argument("what", choices=list(PICTURES), metavar="WHAT", help=WHAT)
-    p.add_argument("input", nargs="?", help="a text, or of loss the file training.jsonl")
+    p.add_argument(
+        "input", nargs="?", help="a text; context: a file of text; loss: the log of a run"
+    )
     p.add_argument("-o", "--output", help="picture, .png or .svg (default: WHAT.png)")
     p.add_argument("--model", **MODEL)
     p.add_argument("--layer", type=int, default=0, help="of attention and heads")
@@ -288,4 +329,5 @@ def add(command):
     p.add_argument("--length", type=positive, help="of what is repeated (induction)")
     p.add_argument("--seed", type=int, default=0, help="of the random tokens (induction)")
     p.add_argument("--tokens-per-step", type=positive, help="where the log lacks them (loss)")
+    p.add_argument("--windows", type=positive, default=60, help="of n_ctx tokens (context)")
     p.add_argument("--shape", help="as in bench (cost)")

@@ -49,6 +49,23 @@ def flops_per_token(config: Config, keys: int) -> dict[str, int]:
     }
 
 
+def attention_overtakes(config: Config, causal: bool = False) -> float:
+    """The length n from which on attention's own products cost more than those of the matrices.
+
+    For each token that sees n keys, in each layer (see `flops_per_token`):
+
+        n² d    4 n C              q k^T and pattern v
+        n d²    8 C² + 4 C F       c_attn, c_proj, c_fc, mlp.c_proj: 24 C² where F = 4 C
+
+    So the first is the larger from n = 2 C + F on, which is 6 C, or 4,608 tokens for 124M: below
+    that the often quoted O(n² d) leaves out the larger part. causal: where no product is made for
+    keys that the mask hides, as here, a token sees n / 2 of them on average, and it is twice that.
+    """
+    flops = flops_per_token(config, 1)
+    keys = (flops["attn"] + flops["mlp"]) / flops["scores and values"]
+    return 2 * keys if causal else keys
+
+
 def cache_bytes_per_token(config: Config, itemsize: int = 4) -> int:
     """Bytes that one position takes in the KV cache: a key and a value of width C per layer."""
     return 2 * config.n_layer * config.n_embd * itemsize

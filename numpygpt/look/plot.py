@@ -311,17 +311,65 @@ def similarity(ax, cosines):
 # ---- cost ---------------------------------------------------------------------------------------
 
 
-def cost(ax, lengths, seconds, predicted, unit="seconds"):
-    """Measured cost against length, with curves that predict it: name -> (lengths, values)."""
-    ax.plot(lengths, seconds, "ko", label="measured")
-    for name, (at, values) in predicted.items():
-        ax.plot(at, values, label=name)
+def cost(ax, lengths, measured, predicted, unit="seconds", crossing=None):
+    """Measured cost against length, with curves that predict it: name -> (lengths, values).
+
+    crossing: (length, what happens there), marked by an upright line.
+    """
+    styles = [("-", "black"), ("--", BLUE), (":", ORANGE)]
+    for (name, (at, values)), (style, color) in zip(predicted.items(), styles, strict=False):
+        ax.plot(at, values, style, color=color, label=name)
+    ax.plot(lengths, measured, "o", color="black", markersize=5, label="measured here")
+    if crossing is not None:
+        ax.axvline(crossing[0], color=GREY, linewidth=1)
+        place = ax.get_xaxis_transform()
+        ax.text(crossing[0], 0.03, crossing[1] + " ", fontsize=8, ha="right", transform=place)
     ax.set_xscale("log", base=2)
     ax.set_yscale("log", base=10)
-    ax.set_xlabel("tokens")
+    ticks = [4**i for i in range(2, 9) if 4**i <= ax.get_xlim()[1]]
+    ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
+    ax.set_xlabel("n, tokens")
     ax.set_ylabel(unit)
-    ax.legend()
+    ax.grid(alpha=0.3)
+    ax.legend(loc="upper left", fontsize=8)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high * (high / low) ** 0.25)  # room for the legend
     return ax
+
+
+def context(axes, each, strides, stride_nats):
+    """What a longer context is worth, and what windows that overlap cost: into two Axes.
+
+    Left nats by how many tokens were seen, of `each` (windows, n_ctx); positions are taken
+    together by powers of two, and bars are twice the standard error over windows. Right, for each
+    stride, nats per token and how many tokens were worked on for each that is counted.
+    """
+    left, right = axes
+    each = np.asarray(each)
+    edges = [0, *(2**i for i in range(64) if 2**i < each.shape[1]), each.shape[1]]
+    groups = [each[:, a:b].mean(1) for a, b in zip(edges, edges[1:], strict=False)]
+    names = [f"{a + 1:,}" if b == a + 1 else f"{a + 1:,}–{b:,}"
+             for a, b in zip(edges, edges[1:], strict=False)]  # fmt: skip
+    error = [2 * group.std(ddof=1) / len(group) ** 0.5 for group in groups]
+    left.errorbar(range(len(groups)), [group.mean() for group in groups], error, fmt="o-",
+                  color=BLUE, capsize=3)  # fmt: skip
+    left.set_xticks(range(len(groups)), names, rotation=45, ha="right", fontsize=8)
+    left.set_xlabel(f"tokens that the next one is expected from (mean of {len(each)} windows)")
+    left.set_ylabel("loss, nats per token")
+    left.set_title("What a longer context is worth")
+    left.grid(axis="y", alpha=0.3)
+    worked = [each.shape[1] / stride for stride in strides]
+    right.plot(worked, stride_nats, "o-", color=BLUE)
+    for stride, x, y in zip(strides, worked, stride_nats, strict=True):
+        text = f"stride {stride:,}: {y:.3f}"
+        right.annotate(text, (x, y), (4, 6), textcoords="offset points", fontsize=8)
+    right.set_xlim(0, 1.4 * max(worked))
+    right.set_ylim(0.97 * min(stride_nats), 1.03 * max(stride_nats))  # less is not worth a picture
+    right.set_xlabel("cost: tokens worked on for each that is counted")
+    right.set_ylabel("loss, nats per token")
+    right.set_title("Windows that overlap: more context, more work")
+    right.grid(alpha=0.3)
+    return axes
 
 
 def ratios(ax, names, values):
