@@ -1,15 +1,5 @@
-"""The process in which a student's functions run, first from outside, then from inside.
+"""Outside: starting the process in which a student's functions run, `sandbox.py`, and asking it."""
 
-Arguments go in through files in a folder, and results come back so, as plain numbers that are
-judged outside (`grade.py`). Inside there is no right answer: what is patched, printed or written
-there earns no points. It is no jail, though. A program that wants to read or break things on this
-machine can; where students are not trusted, grade in a container. One that imports numpygpt can
-return its answers, and the sheet says so.
-"""
-
-import base64
-import importlib.machinery
-import importlib.util
 import json
 import math
 import os
@@ -17,287 +7,190 @@ import pickle
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
-import time
-import traceback
 from pathlib import Path
 
 import numpy as np
 
-# Where fork is safe, each function runs in a copy of the process that has imported the student's
-# file: what one function breaks stays broken for that function alone. (macOS: BLAS and fork clash.)
-FORK = sys.platform == "linux"
+from numpygpt.course import sandbox
+
 PATIENCE = 6  # a busy machine is no fault of the student's
 IMPORT_SECONDS = 60
-FILE_LIMIT = 2**28  # bytes, for each file the student writes, what is printed among them
+ROOM = 2**20  # bytes that a result may be longer than the right one
 
 
-# ---- outside -------------------------------------------------------------------------------------
+class GraderError(ValueError):
+    """The grader itself could not work; no student is to blame."""
 
 
-def run(student: Path, adapters: Path | None, jobs: list, seconds: float, memory: int):
-    """One outcome, a dict, for each job (name, list of argument tuples): see `call`.
+class Worker:
+    """A process that runs a student's functions; `with Worker(...) as worker`.
 
-    The worker is started again behind every job at which it died or was stopped. `seconds` of
-    computing are given to each job, and PATIENCE times as many to wait; `memory` is in MiB.
+    student, adapters: paths. seconds: of computing that each call gets, and PATIENCE times as many
+    to wait. memory: in MiB. Raises ValueError for limits that make no sense or files that are not
+    Python source, and GraderError where the process fails before the student's code.
     """
-    outcomes = []
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        folder = Path(folder)
-        (folder / "work").mkdir()
-        for i, job in enumerate(jobs):
-            (folder / f"{i}.pickle").write_bytes(pickle.dumps(job))
-        settings = {"memory": memory, "jobs": len(jobs), "seconds": seconds}
-        for what, path in (("student", student), ("adapters", adapters)):
-            settings[what] = path and str(path.resolve())
-        (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
-        while len(outcomes) < len(jobs):
-            outcomes += _outcomes(folder, len(outcomes), len(jobs), seconds)
-    return outcomes
 
+    def __init__(self, student: Path, adapters: Path | None, seconds: float, memory: int):
+        if not (math.isfinite(seconds) and 0 < seconds <= 86400):
+            raise ValueError(f"seconds must be more than 0 and at most a day, not {seconds:g}")
+        if not 256 <= memory <= 2**20:
+            raise ValueError(f"memory must be 256 MiB to 1 TiB, not {memory} MiB")
+        self.seconds = seconds
+        self.folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        root = Path(self.folder.name)
+        os.chmod(root, 0o755)
+        (root / "work").mkdir()
+        (root / "packages").mkdir()
+        readable = [_linked(root / "packages", name) for name in ("numpy", "regex")]
+        readable += [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
+        readable += [str(root / "packages")]
+        user = _another_user(readable)
+        if user:
+            os.chown(root / "work", sandbox.NOBODY, sandbox.NOBODY)
+        self.settings = {
+            "student": _source(student),
+            "adapters": adapters and _source(adapters),
+            "memory": memory,
+            "work": os.path.realpath(root / "work"),
+            "readable": [os.path.realpath(folder) + os.sep for folder in readable]
+            + [os.devnull, "/dev/urandom"],
+            "user": user,
+        }
+        self.process = None
 
-def _outcomes(folder, first, end, seconds):
-    """The outcomes of jobs first .. end-1, or up to the one at which the worker dies."""
-    worker = _start(folder, first)
-    try:
-        ready = _wait(worker, folder / f"{first}.ready", IMPORT_SECONDS)
-        if "error" in ready:
-            untried = {"error": f"could not be tried, as importing the file {ready['error']}"}
-            yield from [untried] * (end - first)
-            return
-        for number in range(first, end):
-            outcome = _wait(worker, folder / f"{number}.json", PATIENCE * seconds)
-            begun = _is_file(folder / f"{number}.txt")
-            if "died" in outcome and not begun and number > first:
-                return  # the one before it did something to the worker: it gets another
-            yield outcome | {"printed": _printed(folder / f"{number}.txt") if begun else ""}
-            if "died" in outcome:
-                return
-    finally:
-        _stop(worker)
+    def __enter__(self):
+        return self
 
+    def __exit__(self, *_):
+        self._stop()
+        self.folder.cleanup()
 
-def _start(folder, first):
-    """A fresh Python that sees this one's packages, but not its folder, environment or input."""
-    packages = [p for p in sys.path if p.endswith("-packages")]
-    run_this = f"runpy.run_path({__file__!r}, None, '__main__')"
-    code = f"import runpy, sys; sys.path += {packages!r}; {run_this}"
-    kept = ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
-    home = {"HOME": str(folder), "TMPDIR": str(folder), "TEMP": str(folder)}
-    threads = {f"{blas}_NUM_THREADS": "1" for blas in ("OPENBLAS", "OMP", "MKL")}
-    with open(folder / "import.txt", "wb") as printed:
-        return subprocess.Popen(
-            [sys.executable, "-I", "-B", "-X", "utf8", "-c", code, str(folder), str(first)],
-            cwd=folder / "work",
-            env={name: os.environ[name] for name in kept if name in os.environ} | home | threads,
-            stdin=subprocess.DEVNULL,
-            stdout=printed,
-            stderr=printed,
-            start_new_session=True,
+    def limits(self) -> str:
+        """One sentence on what a submission can and cannot do here."""
+        memory = self.settings["memory"]
+        if not sandbox.FORK:
+            return (
+                f"Limits: {self.seconds:g} s of computing for each function. This system has no "
+                "way to confine a submission: grade only what you trust, or in a container."
+            )
+        who = "as another user, " if self.settings["user"] else ""
+        return (
+            f"Limits: {who}{self.seconds:g} s of computing and {memory:,} MiB for each function; "
+            "no other process, no network, no file but its own. Python's audit hooks hold it to "
+            "that: they are a fence and not a jail, so grade in a container what you do not trust."
         )
 
+    def import_error(self) -> str:
+        """What goes wrong when the student's file is imported, or nothing."""
+        outcome = self._ask(None, [], IMPORT_SECONDS, ROOM)
+        return outcome.get("import_error") or outcome.get("error", "")
 
-def _stop(worker):
-    """End the worker and the processes it started."""
-    try:
-        os.killpg(worker.pid, signal.SIGKILL)
-    except AttributeError:  # Windows
-        worker.kill()
-    except ProcessLookupError:
-        pass
-    worker.wait()
+    def call(self, name: str, cases: list[tuple], expected_bytes: int) -> dict:
+        """What the student's function returns for tuples of arguments, see `sandbox.call`.
 
+        More than twice `expected_bytes` and a MiB are not read.
+        """
+        return self._ask(name, cases, self.seconds, 3 * expected_bytes + ROOM)
 
-def _wait(worker, path, seconds):
-    """What the worker writes to `path`, or how it failed to."""
-    end = time.monotonic() + seconds
-    while not _is_file(path):
-        ended = worker.poll() is not None
-        if _is_file(path):  # written between the two questions
-            break
-        if ended:
-            return {"died": True, "error": _death(worker.returncode)}
-        if time.monotonic() > end:
-            return {"died": True, "error": f"did not end within {seconds:g} s: an endless loop?"}
-        time.sleep(0.003)
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, OSError, RecursionError):
-        return {"error": "left something that is no result"}
-
-
-def _is_file(path):
-    """Whether it is there, and no pipe or link that a student put there to keep us reading."""
-    return path.is_file() and not path.is_symlink()
-
-
-def _death(status):
-    if status >= 0:
-        return f"ended the whole process with status {status}: it must return a value"
-    if -status == signal.SIGXCPU:
-        return "computed for too long: an endless loop?"
-    killed = ": out of memory?" if -status == signal.SIGKILL else ""
-    return f"crashed the process ({signal.strsignal(-status)}){killed}"
-
-
-def _printed(path):
-    with open(path, encoding="utf-8", errors="replace") as file:
-        return " ".join(file.read(200).split())
-
-
-# ---- inside --------------------------------------------------------------------------------------
-
-
-def main(folder: Path, first: int):
-    """Run the jobs from number `first` on: `folder/3.pickle` in, `folder/3.json` out."""
-    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    _limit("AS", settings["memory"] * 2**20)
-    _limit("FSIZE", FILE_LIMIT)
-    try:
-        functions = _functions(Path(settings["student"]), settings["adapters"])
-    except BaseException as error:  # a SystemExit, too, is a file that cannot be imported
-        _write(folder / f"{first}.ready", {"error": describe(error)})
-        return
-    _write(folder / f"{first}.ready", {})
-    for number in range(first, settings["jobs"]):
-        child = os.fork() if FORK else 0
-        if child:
-            _, status = os.waitpid(child, 0)
-            if not (folder / f"{number}.json").exists():
-                _end_like(status)
-            continue
-        _limit("CPU", math.ceil(time.process_time() + settings["seconds"]))
-        _print_to(folder / f"{number}.txt")
-        name, cases = pickle.loads((folder / f"{number}.pickle").read_bytes())
-        _write(folder / f"{number}.json", call(functions.get(name), cases))
-        if FORK:
-            os._exit(0)
-
-
-def call(function, cases) -> dict:
-    """What a function returns for each tuple of arguments, up to the first that it fails at."""
-    outcome = {"cases": []}
-    if not callable(function):
-        return outcome | {"error": "is not defined" if function is None else "is not a function"}
-    for arguments in cases:
-        before = [_fingerprint(a) for a in arguments]
+    def _ask(self, name, cases, seconds, most):
+        if self.process is None or not sandbox.FORK:
+            self._start()
+        wait = PATIENCE * seconds + IMPORT_SECONDS * (name is not None)
+        job = {"name": name, "cases": cases, "seconds": seconds, "wait": wait, "bytes": most}
         try:
-            parts = {label: _packed(value) for label, value in flatten(function(*arguments))}
-        except BaseException as error:
-            return outcome | {"error": describe(error)}
-        changed = [i for i, a in enumerate(arguments) if _fingerprint(a) != before[i]]
-        outcome["cases"].append({"parts": parts, "changed": changed})
-    return outcome | {"uses_reference": "numpygpt" in sys.modules}
+            sandbox._send(self.process.stdin.fileno(), pickle.dumps(job))
+            message = sandbox._receive(self.process.stdout.fileno())
+        except OSError:
+            message = None
+        if message is None:
+            self.process.wait()
+            self.process = None
+            return {"error": "ended the process that grades it; this function was not judged"}
+        return opened(json.loads(message))
+
+    def _start(self):
+        self._stop()
+        packages = os.path.join(self.folder.name, "packages")
+        code = (
+            f"import runpy, sys; sys.path.append({packages!r}); "
+            f"runpy.run_path({sandbox.__file__!r}, None, '__main__')"
+        )
+        kept = ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "OPENBLAS_CORETYPE")
+        work = self.settings["work"]
+        home = {"HOME": work, "TMPDIR": work, "TEMP": work}
+        threads = {f"{blas}_NUM_THREADS": "1" for blas in ("OPENBLAS", "OMP", "MKL")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c", code],
+            cwd=work,
+            env={name: os.environ[name] for name in kept if name in os.environ} | home | threads,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            bufsize=0,
+        )
+        try:
+            sandbox._send(self.process.stdin.fileno(), pickle.dumps(self.settings))
+        except OSError:
+            raise GraderError("the process that runs submissions could not be started") from None
+
+    def _stop(self):
+        """End the process and all that it started."""
+        if self.process is None:
+            return
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except AttributeError:  # Windows
+            self.process.kill()
+        except ProcessLookupError:
+            pass
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process = None
 
 
-def flatten(value, label: str = ""):
-    """(label, array or str) of everything in tuples and dicts: "0", "0.wte.weight", "1", ..."""
-    inside = None
-    if isinstance(value, dict):
-        inside = value.items()
-    elif isinstance(value, tuple) or (
-        isinstance(value, list) and any(isinstance(v, np.ndarray | dict) for v in value)
-    ):
-        inside = enumerate(value)
-    if inside is None:
-        yield label, value if isinstance(value, str) else np.asarray(value)
-        return
-    for key, part in inside:
-        yield from flatten(part, f"{label}.{key}".removeprefix("."))
-
-
-def _packed(value):
-    """As JSON: a text, or [dtype, shape, bytes in base64]."""
-    if isinstance(value, str):
-        return value
-    if value.dtype.kind not in "fiub":
-        what = "nothing (None)" if value.shape == () and value.item() is None else "no numbers"
-        raise TypeError(f"it returned {what}: is a return statement missing or wrong?")
-    return [value.dtype.str, value.shape, base64.b64encode(value.tobytes()).decode()]
-
-
-def unpacked(part):
-    """The text or array again. Raises ValueError, TypeError or MemoryError for anything else."""
-    if isinstance(part, str):
-        return part
-    dtype, shape, data = part
-    if np.dtype(dtype).kind not in "fiub":
-        raise ValueError(f"the dtype {dtype} is none of numbers")
-    return np.frombuffer(base64.b64decode(data), np.dtype(dtype)).reshape(shape)
-
-
-def _fingerprint(argument):
-    return [
-        value if isinstance(value, str) else (label, value.dtype.str, value.shape, value.tobytes())
-        for label, value in flatten(argument)
-    ]
-
-
-def describe(error: BaseException) -> str:
-    """One sentence on an exception, with the student's line in which it arose."""
-    if isinstance(error, NotImplementedError):
-        return "is not written yet (it raises NotImplementedError)"
-    if isinstance(error, SystemExit):
-        return "called exit(): it must return a value"
-    lines = traceback.extract_tb(error.__traceback__)
-    own = [f for f in lines if not any(x in f.filename for x in ("<", "-packages", __file__))]
-    at = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-    text = " ".join(str(error).split())[:300]
-    return f"raised {type(error).__name__}{': ' * bool(text)}{text}{at}"
-
-
-def _functions(student, adapters):
-    """Name -> object of the student's file, overlaid with those of the adapters file.
-
-    The adapters find the student's file as `student`, whatever its name is.
-    """
-    sys.path.insert(0, str(student.parent))
-    module = _imported("student", student)
-    if adapters is None:
-        return vars(module)
-    return vars(module) | vars(_imported("adapters", Path(adapters)))
-
-
-def _imported(name, path):
-    loader = importlib.machinery.SourceFileLoader(name, str(path))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
-    sys.modules[name] = module
-    loader.exec_module(module)
-    return module
-
-
-def _limit(what, most):
-    """Set a resource limit where there is one: not on Windows, not all on macOS."""
+def opened(outcome: dict) -> dict:
+    """An outcome with what the student's process sent put in, whatever it may be."""
+    if "result" not in outcome:
+        return outcome
     try:
-        import resource
-
-        _, hard = resource.getrlimit(getattr(resource, f"RLIMIT_{what}"))
-        resource.setrlimit(getattr(resource, f"RLIMIT_{what}"), (most, hard))
-    except (ImportError, ValueError, OSError):
-        pass
-
-
-def _print_to(path):
-    file = os.open(path, os.O_WRONLY | os.O_CREAT)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    sys.stdout = sys.stderr = open(1, "w", buffering=1, encoding="utf-8", closefd=False)
+        result = dict(json.loads(outcome.pop("result")))
+    except (ValueError, TypeError, RecursionError):
+        result = {"error": "left something that is no result"}
+    result["tried"] = [str(x)[:200] for x in result.get("tried", []) if isinstance(x, str)][:5]
+    return outcome | result
 
 
-def _write(path, outcome):
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(outcome), encoding="utf-8")
-    os.replace(part, path)
+def _source(path):
+    """(path as shown, source) of a Python file."""
+    try:
+        return path.name, path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text, so it is no Python file") from None
 
 
-def _end_like(status):
-    """End as the child did, so that grade.py sees how."""
-    if os.WIFSIGNALED(status):
-        if os.WTERMSIG(status) != signal.SIGKILL:  # which nobody can handle
-            signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
-        os.kill(os.getpid(), os.WTERMSIG(status))
-    os._exit(os.WEXITSTATUS(status))
+def _linked(folder, name):
+    """Link to an installed package, so that the process finds it and no other; its real folder."""
+    package = Path(__import__(name).__file__).resolve().parent
+    (folder / name).symlink_to(package)
+    libraries = package.with_name(f"{name}.libs")
+    if libraries.is_dir():
+        (folder / libraries.name).symlink_to(libraries)
+    return str(package)
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+def _another_user(readable):
+    """Whether functions can run as a user without rights: we are root, and it may read Python."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return False
+    folders = {parent for path in readable for parent in (Path(path), *Path(path).parents)}
+    return all(folder.stat().st_mode & 0o005 == 0o005 for folder in folders if folder.exists())
+
+
+def size_of(value) -> int:
+    """Bytes of all the numbers in a value, as a message holds them."""
+    parts = (part for _, part in sandbox.flatten(value))
+    return sum(2 * part.nbytes if isinstance(part, np.ndarray) else len(part) for part in parts)
