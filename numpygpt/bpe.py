@@ -197,7 +197,7 @@ class Tokenizer:
         if new is None:
             raise ValueError(f"Merge {rank + 1} makes {left + right!r}: not in the vocabulary.")
         if pair in self._ranks:
-            raise ValueError(f"Merge {rank + 1} ({left!r} {right!r}) is there for a second time.")
+            raise ValueError(f"Merge {rank + 1} ({left!r} {right!r}) repeats an earlier one.")
         self._ranks[pair] = rank
         self._made.append(new)
         self._bytes[new] = self._bytes[pair[0]] + self._bytes[pair[1]]
@@ -271,7 +271,10 @@ class Tokenizer:
         if isinstance(allowed_special, str):
             raise TypeError(f"allowed_special must be a set of tokens: {{{allowed_special!r}}}.")
         if unknown := sorted(set(allowed_special) - self.special.keys()):
-            raise ValueError(f"{unknown} are no special tokens here; {list(self.special)} are.")
+            known = ", ".join(self.special) or "none"
+            raise ValueError(
+                f"{', '.join(unknown)}: not among the special tokens of this vocabulary ({known})."
+            )
         text = _well_formed(text)
         pieces = [(text, None)] if text else []
         for pattern in self._patterns_of(frozenset(allowed_special)):
@@ -380,7 +383,7 @@ class Tokenizer:
         """The bytes that ids stand for.
 
         ids may be a list, an array or any iterable of ints. Raises ValueError with the id and its
-        position where an id does not exist, TypeError where it is no integer.
+        position where an id does not exist, TypeError where it is not an integer.
         """
         return b"".join(self._bytes_of_each(ids))
 
@@ -407,7 +410,7 @@ class Tokenizer:
         for position, i in enumerate(ids):
             i = i.tolist() if hasattr(i, "tolist") else i
             if not isinstance(i, int) or isinstance(i, bool):
-                raise TypeError(f"{i!r} at position {position} is no id: ids are integers.")
+                raise TypeError(f"{i!r} at position {position} is not an id: ids are integers.")
             if not 0 <= i < self.n_vocab:
                 raise ValueError(
                     f"The id {i} at position {position} does not exist: the vocabulary has ids 0 "
@@ -510,7 +513,14 @@ def learn_merges(words: dict[str, int], n_merges: int) -> list[tuple[str, str]]:
     """The merges that pay most on words (pre-token -> how often it occurs), in order.
 
     Again and again the most frequent pair of neighbours becomes one symbol; of equally frequent
-    pairs the one with the smallest ids, left before right. Raises ValueError where pairs run out.
+    pairs the one with the smallest ids, left before right. Below, "l o" and "o w" occur four times
+    each, then "lo w" four times, then "Ġ low" three times:
+
+    >>> learn_merges({"low": 1, " low": 2, " lower": 1}, 3)
+    [('l', 'o'), ('lo', 'w'), ('Ġ', 'low')]
+
+    Counts are kept up to date where a merge changes them, not made anew. Raises ValueError where
+    pairs run out.
     """
     symbols = byte_symbols()
     spellings = list(symbols.values())

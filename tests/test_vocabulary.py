@@ -114,7 +114,7 @@ DAMAGED = {
     "NUL": ("merges.txt", MERGES + "a \0\n", r"Merge 343 .* joins '\\x00'"),
     "unknown symbol": ("merges.txt", MERGES + "a 日\n", "Merge 343 .* joins '日'"),
     "unknown result": ("merges.txt", MERGES + "z z\n", "Merge 343 makes 'zz'"),
-    "merge twice": ("merges.txt", MERGES + MERGES.split("\n")[1] + "\n", "for a second time"),
+    "merge twice": ("merges.txt", MERGES + MERGES.split("\n")[1] + "\n", "repeats an earlier one"),
     "backwards": (
         "merges.txt",
         "\n".join(["#version: 0.2", *MERGES.split("\n")[-2:0:-1]]),
