@@ -18,8 +18,8 @@ from .bpe import END_OF_TEXT, documents
 def hold_out(texts: list[str], share: float = 0.05) -> tuple[list[str], list[str]]:
     """Documents to train on, and documents to measure on that training never sees.
 
-    With a share of 0.05 that is every 20th document; where there are fewer than 20, the last 5 % of
-    each, from a space or a newline on. Raises ValueError for a share that is not in [0, 0.5].
+    With a share of 0.05 that is every 20th document or, if there are fewer than 20, the last 5 % of
+    each, beginning after a space or a newline. Raises ValueError for a share outside [0, 0.5].
     """
     if not 0 <= share <= 0.5:
         raise ValueError(f"the share that is held out must lie between 0 and 0.5, not {share}")
@@ -32,7 +32,9 @@ def hold_out(texts: list[str], share: float = 0.05) -> tuple[list[str], list[str
     halves = []
     for text in texts:
         at = int(len(text) * (1 - share))
-        at = 1 + max(text.rfind(" ", 0, at), text.rfind("\n", 0, at)) or at
+        border = max(text.rfind(" ", 0, at), text.rfind("\n", 0, at))
+        if border >= 0:
+            at = border + 1
         halves.append((text[:at], text[at:]))
     return [before for before, _ in halves if before], [after for _, after in halves if after]
 

@@ -387,7 +387,11 @@ def new_cache(config, batch, dtype) -> Cache:
     """A cache without a token in it."""
     shapes = _cache_shapes(config, batch)
     # np.empty: the operating system gives memory only as positions are written
-    return Cache(*([np.empty(shape, dtype) for shape in shapes] for _ in range(2)))
+    k, v = (
+        [np.empty(shape, dtype) for shape in shapes],
+        [np.empty(shape, dtype) for shape in shapes],
+    )
+    return Cache(k, v)
 
 
 def append(store, new, length):

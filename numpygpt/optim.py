@@ -27,7 +27,9 @@ class AdamState:
 
 def adam_state(params) -> AdamState:
     """The state before the first step: zeros."""
-    return AdamState(0, *({name: np.zeros_like(p) for name, p in params.items()} for _ in "mv"))
+    m = {name: np.zeros_like(p) for name, p in params.items()}
+    v = {name: np.zeros_like(p) for name, p in params.items()}
+    return AdamState(0, m, v)
 
 
 def global_norm(grads) -> float:

@@ -118,7 +118,7 @@ def gelu(x):
 
 
 def layer_norm(x, g, b, eps=1e-5):
-    """y = g (x - mean) / sqrt(variance + eps) + b, over the C numbers of each token by itself.
+    """y = g (x - mean) / sqrt(variance + eps) + b: each token's C numbers, brought to one scale.
 
     Pitfall: the variance is divided by C, not C - 1, and eps is 1e-5 and stands inside the root.
     """
