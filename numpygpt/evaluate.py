@@ -48,10 +48,12 @@ def nats(logits, targets) -> np.ndarray:
     return out
 
 
-def _logits(model, tokens):
+def _logits(model, tokens, cache=None, only_last=False):
     """What the model returns; of damaged weights it is NaN, which `nats` refuses in words."""
     with np.errstate(all="ignore"):
-        return model.forward(tokens)[0]
+        if cache is None:
+            return model.forward(tokens)[0]
+        return model.forward(tokens, cache, only_last=only_last)[0]
 
 
 def _encode(tokenizer, text, begins=True):
@@ -272,10 +274,42 @@ def score(model, rows, banned=None) -> list[Scored]:
     scored = []
     for all_ids, (_, ids), x in zip(whole, rows, logits, strict=True):
         x = x[len(all_ids) - 1 - len(ids) : len(all_ids) - 1]  # they predict `ids`
-        total = float(nats(x[None], [ids]).sum())
-        best = (x if banned is None else np.where(banned, -np.inf, x)).argmax(-1)
-        scored.append(Scored(total, len(ids), bool((best == ids).all())))
+        scored.append(_scored(x, ids, banned))
     return scored
+
+
+def _scored(logits, ids, banned):
+    total = float(nats(logits[None], [ids]).sum())
+    best = (logits if banned is None else np.where(banned, -np.inf, logits)).argmax(-1)
+    return Scored(total, len(ids), bool((best == ids).all()))
+
+
+def score_after(model, context: list[int], candidates, banned=None) -> list[Scored]:
+    """The same as `score` for rows of one context, which is read once, into the model's cache.
+
+    Of ten candidates after 400 tokens that leaves a tenth of the work. Context and candidate must
+    fit n_ctx + 1.
+    """
+    cache = model.cache()
+    first = _logits(model, [context], cache, only_last=True)[0]
+    scored = []
+    for ids in candidates:
+        cache.length = len(context)  # forgets the candidate before
+        rest = [_logits(model, [ids[:-1]], cache)[0]] if len(ids) > 1 else []
+        scored.append(_scored(np.concatenate([first, *rest]), ids, banned))
+    return scored
+
+
+def _can_be_read_once(model, rows):
+    """Whether all rows have one context, the model has a cache for it, and it spares much."""
+    context = rows[0][0]
+    lengths = [len(ids) for _, ids in rows]
+    return (
+        hasattr(model, "cache")
+        and all(other == context and ids for other, ids in rows)
+        and len(context) * (len(rows) - 1) > sum(lengths)
+        and len(context) + max(lengths) <= model.config.n_ctx + 1
+    )
 
 
 def continuations(model, context: list[int], candidates: list[list[int]]) -> list[Scored]:
@@ -288,18 +322,24 @@ def score_questions(
 ) -> Iterator[list]:
     """Yield for each question what `score` says of its rows; about `batch` rows go through at once.
 
-    Questions are taken whole, in their order, so what comes can be kept and begun again from there:
+    A long context that all rows of a question share is read once, see `score_after`. Questions are
+    taken whole, in their order, so what comes can be kept and begun again from there:
     `score_questions(model, questions[done:])`.
     """
     waiting = []
     for question in itertools.chain(questions, [None]):
         rows = sum(len(one.rows) for one in waiting)
-        if waiting and (question is None or rows + len(question.rows) > batch):
+        once = question is not None and _can_be_read_once(model, question.rows)
+        if waiting and (question is None or once or rows + len(question.rows) > batch):
             scored = iter(score(model, [row for one in waiting for row in one.rows], banned))
             for one in waiting:
                 yield list(itertools.islice(scored, len(one.rows)))
             waiting = []
-        waiting.append(question)
+        if once:
+            context = question.rows[0][0]
+            yield score_after(model, context, [ids for _, ids in question.rows], banned)
+        else:
+            waiting.append(question)
 
 
 # ---- LAMBADA ------------------------------------------------------------------------------------

@@ -401,6 +401,41 @@ def test_answers_do_not_depend_on_the_batch(gpt, batch):
     assert max(passes) <= max(batch, 3) and sum(passes) == sum(len(q.rows) for q in questions)
 
 
+def test_a_shared_context_is_read_once(gpt):
+    """The same scores as of rows; a question of another kind between keeps its place."""
+    rng = np.random.default_rng(9)
+
+    def draw(n):
+        return rng.integers(0, 31, n).tolist()
+
+    questions = [
+        evaluate.Question(
+            [(context, draw(n)) for n in (1, 2, 1)] if shared else [(draw(3), draw(2))]
+        )
+        for context, shared in ((draw(6), True), (None, False), (draw(7), True), (draw(5), True))
+    ]
+    read = []
+
+    class Watched:
+        config, cache = CONFIG, gpt.cache
+
+        def forward(self, tokens, cache=None, only_last=False):
+            read.append(np.size(tokens))
+            return gpt.forward(tokens, cache, only_last=only_last)
+
+    banned = np.arange(31) % 2 == 0
+    found = list(evaluate.score_questions(Watched(), questions, banned=banned))
+    assert read == [6, 1, 4, 7, 1, 5, 1]
+    for answer, question in zip(found, questions, strict=True):
+        alone = [evaluate.score(gpt, [row], banned)[0] for row in question.rows]
+        np.testing.assert_allclose([x.nats for x in answer], [x.nats for x in alone], rtol=1e-12)
+        assert [one[1:] for one in answer] == [one[1:] for one in alone]
+    # 8 + 2 do not fit n_ctx + 1 = 9: each row loses as much of its beginning as it must
+    long = evaluate.Question([(draw(8), [1, 2])] * 2)
+    (answer,) = evaluate.score_questions(gpt, [long])
+    np.testing.assert_allclose(answer[0].nats, evaluate.score(gpt, long.rows[:1])[0].nats)
+
+
 def test_batches_of_a_text_can_be_begun_in_the_middle(gpt):
     ids = np.random.default_rng(2).integers(0, 31, 50)
     whole = list(evaluate.stream(gpt, ids, 3, batch=4))
