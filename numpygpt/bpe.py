@@ -34,9 +34,6 @@ PATTERN = regex.compile(
     r"|\s+(?!\S)"  # white space, less its last character if something follows, which may take it
     r"|\s+"  # that last character where nothing took it, as a newline or a tab
 )
-WORD = regex.compile(r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u200c\u200d]")  # what a word is made of
-WHITE = regex.compile(r"\s*")
-SPACES = "".join(regex.findall(r"\s", "".join(map(chr, range(0x3001)))))  # \x1c is not among them
 
 
 def byte_symbols() -> dict[int, str]:
@@ -80,15 +77,11 @@ def merge(symbols: Iterable, ranks: dict, made: list) -> list:
         symbols[i : i + 2] = [made[first]]
 
 
-def documents(text: str, end: str = END_OF_TEXT) -> list[str]:
-    """The documents of a text in which the end token stands after each, without empty ones.
+# ---- special tokens, and the tokenizer -----------------------------------------------------------
 
-    It ends a document wherever it stands: on a line of its own, within a line, followed by blanks.
-    A newline on either side of it, the blanks after it, and the newline that ends the text belong
-    to no document.
-    """
-    parts = re.split(rf"\n?{re.escape(end)}[^\S\n]*\n?", text.removesuffix("\n"))
-    return [part for part in parts if part]
+WORD = regex.compile(r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u200c\u200d]")  # what a word is made of
+WHITE = regex.compile(r"\s*")
+SPACES = "".join(regex.findall(r"\s", "".join(map(chr, range(0x3001)))))  # \x1c is not among them
 
 
 @dataclass(frozen=True)
@@ -507,6 +500,17 @@ def tokens_spelling_themselves(byte_ids, ranks, made) -> set[int]:
 
 
 # ---- learning the merges ------------------------------------------------------------------------
+
+
+def documents(text: str, end: str = END_OF_TEXT) -> list[str]:
+    """The documents of a text in which the end token stands after each, without empty ones.
+
+    It ends a document wherever it stands: on a line of its own, within a line, followed by blanks.
+    A newline on either side of it, the blanks after it, and the newline that ends the text belong
+    to no document.
+    """
+    parts = re.split(rf"\n?{re.escape(end)}[^\S\n]*\n?", text.removesuffix("\n"))
+    return [part for part in parts if part]
 
 
 def learn_merges(words: dict[str, int], n_merges: int) -> list[tuple[str, str]]:
