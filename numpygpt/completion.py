@@ -102,7 +102,8 @@ def stream(
     A piece comes as soon as it is certain: held back are halves of a character, and what may turn
     out to be the beginning of a stop string. Special tokens are not shown.
 
-    seed: an integer that fixes what is drawn, or rng: a Generator; neither: another every time.
+    seed: an integer that fixes what is drawn, or rng: a Generator. Without either, every call draws
+        anew.
     long_prompts: what to do with a prompt that leaves no room in n_ctx. "error": refuse one longer
         than n_ctx. "keep_end": read its last ids alone, so many that max_new_tokens fit. "slide":
         forget the oldest ids as often as necessary (`at_end="slide"` of `generate`).
@@ -190,7 +191,7 @@ class Pieces:
 def prompt_ids(model, tokenizer, prompts, max_new_tokens, long_prompts="error"):
     """The ids of each prompt as `stream` reads them; special tokens in a prompt are tokens.
 
-    An empty prompt is the token that begins a text. Raises TypeError for what is no text,
+    An empty prompt is the token that begins a text. Raises TypeError for anything but text,
     ValueError for a prompt that does not fit and may not be cut.
     """
     if long_prompts not in LONG_PROMPTS:
@@ -276,14 +277,15 @@ def logprobs(model, prompt: list[int], ids: list[int], top: int = 5) -> list[Tok
     """log p of each of `ids` after `prompt` and those before it, and of the `top` likeliest.
 
     They are the model's own, softmax of the logits, whatever temperature and filters drew the ids.
-    Raises ValueError for what does not fit n_ctx, or ids that are none.
+    Raises ValueError for what does not fit n_ctx, and for ids outside the vocabulary.
     """
     sample.check_count("top", top, 0)
     if not ids:
         return []
     if not prompt:
         raise ValueError("the first id needs something to be predicted from: an empty prompt")
-    logits, _ = model.forward(np.array([[*prompt, *ids[:-1]]]))
+    (everything,) = sample.check_prompts(model.config, [[*prompt, *ids]], "slide")
+    logits, _ = model.forward(np.array([everything[:-1]]))
     rows = ops.log_softmax(logits[0, len(prompt) - 1 :].astype(np.float64))
     found = []
     for i, row in zip(ids, rows, strict=True):
@@ -327,7 +329,7 @@ ANSWERS = (
 
 
 def _question(text):
-    """The last line is the question; what stands before it is what it is about."""
+    """The last line is the question, about the text above it."""
     about, _, question = text.strip().rpartition("\n")
     return f"{about.strip()}\n\nQ: {question}\nA:" if about else f"{ANSWERS}Q: {question}\nA:"
 
@@ -352,8 +354,8 @@ TASKS = {
 def ask(model, tokenizer, task: str, text: str, seed: int | None = None) -> str:
     """Summarize a text, translate an English sentence into French, or answer a question.
 
-    task: "summarize", "translate" or "answer"; of the last, the text's last line is the question
-    and what stands before it what the question is about. seed: of the summary, which is drawn.
+    task: "summarize", "translate" or "answer", where the text's last line is the question, and is
+    about the lines above it. seed: fixes the summary, which is drawn at random.
     """
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, not {task!r}")

@@ -263,6 +263,9 @@ def test_logprobs_are_those_of_the_whole_text(model, tokenizer):
         np.testing.assert_allclose([x for _, x in one.alternatives], np.log(p[best]), rtol=1e-9)
         assert one.logprob == pytest.approx(np.log(p[one.id]))
     assert completion.logprobs(model, prompt, [], 4) == []
+    for wrong in (-1, model.config.n_vocab):  # also as the last, which the model does not read
+        with pytest.raises(ValueError, match=f"holds the id {wrong} at position"):
+            completion.logprobs(model, prompt, [*ids[:2], wrong], 4)
 
 
 def test_the_papers_prompts():
