@@ -32,10 +32,17 @@ TOKENS = 2048  # of windows that go through the model at a time: 412 MB of GPT-2
 def nats(logits, targets) -> np.ndarray:
     """-ln p of each target, in float64: logits (B, T, V), ids (B, T) -> (B, T).
 
-    Raises FloatingPointError for logits that are NaN or infinite: they have no score.
+    Raises ValueError for ids outside the vocabulary, and FloatingPointError for logits that are NaN
+    or infinite: they have no score.
     """
-    out = np.empty(np.shape(targets))
-    for row, x, ids in zip(out, logits, np.asarray(targets), strict=True):
+    targets, n_vocab = np.asarray(targets), np.shape(logits)[-1]
+    if targets.size and not (targets.min() >= 0 and targets.max() < n_vocab):
+        raise ValueError(
+            f"ids from {targets.min()} to {targets.max()} are to be predicted, but the model's "
+            f"vocabulary has ids 0 to {n_vocab - 1}"
+        )
+    out = np.empty(targets.shape)
+    for row, x, ids in zip(out, logits, targets, strict=True):
         for i in range(0, len(x), ROWS):
             part = np.asarray(x[i : i + ROWS], np.float64)
             if not np.isfinite(part).all():

@@ -95,6 +95,15 @@ def singly(gpt, context, ids):
     return nats, greedy
 
 
+@pytest.mark.parametrize("wrong", [-1, CONFIG.n_vocab])
+def test_the_last_id_is_looked_at_too(gpt, wrong):
+    """The model does not read it, and NumPy would take -1 for the last id of the vocabulary."""
+    with pytest.raises(ValueError, match="are to be predicted, but the model's vocabulary"):
+        evaluate.continuations(gpt, [3, 5], [[7, 2], [7, wrong]])
+    with pytest.raises(ValueError, match="are to be predicted, but the model's vocabulary"):
+        evaluate.stream_nats(gpt, [3, 5, wrong])
+
+
 def test_continuations_equal_each_scored_alone(gpt):
     context = [3, 1, 4]
     likeliest = int(gpt.forward(np.array(context))[0][0, -1].argmax())
