@@ -535,7 +535,10 @@ def _panels(model, limit, lengths, reading, step, held):
                 "of these the weights: n d²": (at, linear / limit.peak),
                 "of these attention: n² d": (at, square / limit.peak),
             },
-            (overtakes, f"from {widths} on\nattention costs more"),
+            (
+                overtakes,
+                f"from {widths} on\nattention costs more\n(half of it, were nothing masked)",
+            ),
         ),
         Panel(
             "Writing one token after n",

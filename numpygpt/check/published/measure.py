@@ -8,7 +8,6 @@ model's float32 logits.
 
 import base64
 import hashlib
-import itertools
 import json
 import math
 from dataclasses import dataclass, field
@@ -19,7 +18,8 @@ import numpy as np
 
 from numpygpt import beam, evaluate, ops, optim, sample
 from numpygpt.files.text import HELLASWAG, LAMBADA, json_lines
-from numpygpt.model import GPT2, with_ops
+from numpygpt.look import analyze
+from numpygpt.model import GPT2
 
 
 class Missing(ValueError):
@@ -512,39 +512,28 @@ def neuron_contributions(subject, given, ids, view="values"):
     return out
 
 
-def edited(model: GPT2, op: str, call: int, change) -> GPT2:
-    """The model whose `call`-th use of an operation gets the arguments change(*args). For one pass.
-
-    `residual` is used first for wte + wpe, then twice a layer; `attention_values` once a layer.
-    """
-    count, original = itertools.count(), getattr(model.ops, op)
-
-    def changed(*args):
-        return original(*(change(*args) if next(count) == call else args))
-
-    return with_ops(model, **{op: changed})
-
-
 def loss_without_head(subject, given, layer, head):
-    """The mean loss when the values of one head are their constant part alone."""
+    """The mean loss of each text when the values of one head are their constant part alone."""
 
-    def change(pattern, v):
-        v = v.copy()
-        d = v.shape[-1]
+    def constant(v):
+        v, d = v.copy(), v.shape[-1]
         v[:, head] = _constant_values(subject.model, layer)[head * d : (head + 1) * d]
-        return pattern, v
+        return v
 
-    model = edited(subject.model, "attention_values", layer, change)
-    return scores(Subject(model, subject.tokenizer), given, "loss")
+    losses = []
+    for ids, skip in zip(*sequences(subject, given), strict=True):
+        logits, _ = analyze.run_with(subject.model, [ids], {f"h.{layer}.attn.v": constant})
+        losses.append(evaluate.nats(logits[:, skip - 1 : -1], [ids[skip:]]).mean())
+    return np.stack(losses)
 
 
 def top_without_mlp(subject, given, layer):
     """The likeliest next id after each text when one MLP writes nothing."""
-    out = []
-    for ids in sequences(subject, given)[0]:
-        model = edited(subject.model, "residual", 2 + 2 * layer, lambda x, y: (x, 0 * y))
-        out.append(int(model.forward(np.array(ids))[0][0, -1].argmax()))
-    return out
+    nothing = {f"h.{layer}.mlp.c_proj": np.zeros_like}
+    return [
+        int(analyze.run_with(subject.model, ids, nothing)[0][0, -1].argmax())
+        for ids in sequences(subject, given)[0]
+    ]
 
 
 def accuracy_without_mlp(subject, given, layer, ids):
@@ -564,42 +553,19 @@ def patched(subject, given, pairs, part, cells):
     acts = forward(subject, ids.tolist())[1]
     a, b = np.array(pairs).T
 
-    def mean_difference(model, tokens):
-        logits = model.forward(tokens)[0][np.arange(len(a)), -1].astype(np.float64)
-        return (logits[np.arange(len(a)), a] - logits[np.arange(len(b)), b]).mean()
+    def mean_difference(logits):
+        last = logits[np.arange(len(a)), -1].astype(np.float64)
+        return (last[np.arange(len(a)), a] - last[np.arange(len(b)), b]).mean()
 
-    clean, wrong = (mean_difference(subject.model, x) for x in (ids, twins))
+    clean, wrong = (mean_difference(subject.model.forward(x)[0]) for x in (ids, twins))
+    entry = {"attn_out": "attn.c_proj", "mlp_out": "mlp.c_proj", "resid_pre": "resid_pre"}
     out = []
     for layer, place in cells:
-        model = edited(subject.model, *_patch(acts, part, layer, place))
-        out.append((mean_difference(model, twins) - wrong) / (clean - wrong))
+        name = f"h.{layer}." + entry.get(part, f"attn.{part}")
+        where = {"position" if part in entry else "head": place}
+        logits, _ = analyze.patch(subject.model, twins, name, acts, **where)
+        out.append((mean_difference(logits) - wrong) / (clean - wrong))
     return np.array(out)
-
-
-def _patch(acts, part, layer, place):
-    """(operation, call, change of its arguments) that puts one activation right.
-
-    `place` is on axis 1: the position in (B, T, C), the head in (B, H, T, D) and (B, H, T, S).
-    """
-    name = {"attn_out": "attn.c_proj", "mlp_out": "mlp.c_proj", "resid_pre": "resid_pre"}
-    clean = acts[f"h.{layer}." + name.get(part, f"attn.{part}")]
-
-    def put(array, right=clean):
-        array = array.copy()
-        array[:, place] = right[:, place]
-        return array
-
-    if part == "resid_pre":  # it is x + y of the residual before: all of it into x, nothing into y
-        return "residual", 2 * layer, lambda x, y: (put(x), put(y, np.zeros_like(y)))
-    if part == "attn_out":
-        return "residual", 2 * layer + 1, lambda x, y: (x, put(y))
-    if part == "mlp_out":
-        return "residual", 2 * layer + 2, lambda x, y: (x, put(y))
-    if part == "z":
-        return "merge_heads", layer, lambda z: (put(z, ops.split_heads(clean, z.shape[1])),)
-    if part == "v":
-        return "attention_values", layer, lambda pattern, v: (pattern, put(v))
-    return "attention_values", layer, lambda pattern, v: (put(pattern), v)
 
 
 # ---- measurements: losses over files, training --------------------------------------------------
