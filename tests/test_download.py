@@ -809,7 +809,8 @@ def test_the_last_line_of_a_failure_tells_how_to_do_it_by_hand(server, offer, tm
     assert main(command) == 1
     *_, fault, by_hand = capsys.readouterr().err.splitlines()
     assert fault.startswith("numpygpt: ") and "answers 403: forbidden" in fault
-    assert by_hand.startswith("By hand: put small.json, big.bin from https://somewhere.invalid/x/")
+    assert by_hand.startswith("From a mirror: --mirror URL takes the place of https://HOST")
+    assert "By hand: put small.json, big.bin from https://somewhere.invalid/x/" in by_hand
     assert main(["download", "gpt3"]) == 2
 
 
@@ -863,7 +864,7 @@ def test_the_folder_of_the_weights(tmp_path, monkeypatch):
 @pytest.fixture
 def empty_home(tmp_path, monkeypatch):
     monkeypatch.setenv("NUMPYGPT_WEIGHTS", str(tmp_path / "weights"))
-    for name in ("HF_HOME", "HF_HUB_CACHE"):
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path
@@ -884,25 +885,76 @@ def test_find(empty_home):
     assert download.find("gpt2") == download.find("124M") == folder
 
 
-@pytest.mark.parametrize("place", ["XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE"])
+PLACES = {  # variable -> its value, the folder of repositories that it means
+    "XDG_CACHE_HOME": ("{home}/cache", "cache/huggingface/hub"),
+    "HF_HOME": ("{home}/a b", "a b/hub"),
+    "HF_HUB_CACHE": ("~/hub", "hub"),
+    "HUGGINGFACE_HUB_CACHE": ("$HOME/old", "old"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("bare", [False, True])
 def test_find_in_the_cache_of_hugging_face(empty_home, monkeypatch, place, bare):
-    hub = {
-        "XDG_CACHE_HOME": empty_home / "cache/huggingface/hub",
-        "HF_HOME": empty_home / "home/hub",
-        "HF_HUB_CACHE": empty_home / "hub",
-    }[place]
-    if place != "XDG_CACHE_HOME":
-        monkeypatch.setenv(place, str(hub if place == "HF_HUB_CACHE" else hub.parent))
-    snapshots = hub / ("models--gpt2" if bare else "models--openai-community--gpt2") / "snapshots"
-    touch(snapshots / "0000", "config.json")
-    assert download.find("gpt2") is None
-    other = touch(snapshots / "1111", "config.json", "model.safetensors")
-    assert download.find("gpt2") == other
+    value, hub = PLACES[place]
+    monkeypatch.setenv("HOME", str(empty_home))
+    monkeypatch.setenv("USERPROFILE", str(empty_home))
+    monkeypatch.setenv(place, value.format(home=empty_home))
+    repository = empty_home / hub / ("models--gpt2" if bare else "models--openai-community--gpt2")
+    snapshots = repository / "snapshots"
+    only = touch(snapshots / "1111", "config.json")
+    assert download.find("gpt2") is None  # a snapshot without weights
+    touch(only, "model.safetensors")
+    assert download.find("gpt2") == only
+    second = touch(snapshots / "0000", "config.json", "model.safetensors")
+    assert download.find("gpt2") is None  # nothing says which
     pinned = download.HUGGING_FACE_FILES["124M"][1]
     folder = touch(snapshots / pinned, "config.json", "model.safetensors")
     assert download.find("gpt2") == folder
+    touch(repository / "refs")
+    for name, meant in (("1111", only), ("0000\n", second), ("../../x", folder), ("gone", folder)):
+        (repository / "refs" / "main").write_text(name)
+        assert download.find("gpt2") == meant
     assert download.find("gpt2-medium") is None
+
+
+def test_an_empty_variable_is_none(empty_home, monkeypatch):
+    for name in PLACES:
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("HOME", str(empty_home))
+    monkeypatch.setenv("USERPROFILE", str(empty_home))
+    assert download.cached_repository("a/b") == empty_home / ".cache/huggingface/hub/models--a--b"
+
+
+def test_hugging_faces_own_words_for_mirror_and_offline(get, server, tmp_path, monkeypatch):
+    offers = download._offers("distilgpt2", "any", None, False)
+    assert {f.url.split("/")[2] for f in offers["huggingface"]} == {"huggingface.co"}
+    monkeypatch.setenv("HF_ENDPOINT", "http://mirror.invalid/hf/")
+    offers = download._offers("124M", "any", None, False)
+    repository = "/openai-community/gpt2/resolve/"
+    assert all(
+        f.url.startswith(f"http://mirror.invalid/hf{repository}") for f in offers["huggingface"]
+    )
+    assert all(f.url.startswith(download.OPENAI) for f in offers["openai"])
+    assert [f.digest for f in offers["huggingface"]] == (
+        [f.digest for f in download.OFFERS["124M"]["huggingface"]]
+    )
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DownloadError, match=r"offline is asked for .*HF_HUB_OFFLINE"):
+        get()
+    assert server.log == []
+
+
+def test_checked_is_said_only_of_what_was_checked_against_something(tmp_path):
+    def record(*facts):
+        entries = {f"{i}.bin": {"facts": [5, 6, *fact]} for i, fact in enumerate(facts)}
+        (tmp_path / download.RECORD).write_text(json.dumps(entries | {"x": 1}), encoding="utf-8")
+        return download.verdict(tmp_path)
+
+    assert record((5, None), (None, "md5:0")) == "whole and checked"
+    assert record((None, None), (None, None)) == "whole; nothing was published to check it by"
+    assert record((5, None), (None, None)).startswith("whole; 1 of 2 files")
+    assert download.verdict(tmp_path / "none") == "whole; nothing was published to check it by"
 
 
 def test_by_hand_names_every_file_and_address():

@@ -28,7 +28,7 @@ TEXT = "The wolf said: there's the house of the seven kids! <|endoftext|> ünï 
 @pytest.fixture
 def places(tmp_path, monkeypatch):
     """A machine without any weights; -> the folder where they would go."""
-    for variable in ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME"):
+    for variable in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.setenv(variable, str(tmp_path / "elsewhere"))
     monkeypatch.setenv("NUMPYGPT_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.chdir(tmp_path)
@@ -85,6 +85,34 @@ def test_unknown_names_are_told_the_known_ones(places, name):
         numpygpt.load(name)
     for known in ("tales", "124M", "gpt2-medium", "distilgpt2"):
         assert known in str(caught.value)
+
+
+def cached(places, name, *snapshots, main=None):
+    """A repository in Hugging Face's cache, the same model in each of its snapshots."""
+    repository = places.parent / "elsewhere" / f"models--{name.replace('/', '--')}"
+    for number, snapshot in enumerate(snapshots):
+        folder = repository / "snapshots" / snapshot
+        shutil.copytree(CASES / "ours", folder)
+        change_json(folder / "config.json", layer_norm_epsilon=number / 8)
+    if main:
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(main, encoding="ascii")
+    return repository
+
+
+def test_a_repository_in_the_cache_of_hugging_face_by_its_name(places):
+    repository = cached(places, "some-body/my.model", "aa", "bb", "cc", main="bb")
+    for name in ("some-body/my.model", repository, str(repository)):
+        assert numpygpt.load(name)[0].config.layer_norm_epsilon == 1 / 8
+    assert numpygpt.load(repository / "snapshots" / "cc")[0].config.layer_norm_epsilon == 2 / 8
+    cached(places, "openai-community/gpt2", "only")
+    assert numpygpt.load("openai-community/gpt2")[0].config.n_vocab == 270
+    unnamed = cached(places, "a/b", "aa", "bb")
+    for name in ("a/b", unnamed):
+        with pytest.raises(ValueError, match="names none of its snapshots"):
+            numpygpt.load(name)
+    with pytest.raises(ValueError, match=r"neither a folder .* cache has no .*models--a--c"):
+        numpygpt.load("a/c")
 
 
 def test_a_folder_that_is_not_there(places):

@@ -99,7 +99,7 @@ def download_command(args):
     except KeyboardInterrupt:
         say("stopped: what has arrived is kept, and the same command goes on from there")
         return 130
-    say(f"{args.name} is here, whole and checked: {folder}")
+    say(f"{args.name} is here, {download.verdict(folder)}: {folder}")
     return 0
 
 

@@ -180,20 +180,49 @@ def find(name: str) -> Path | None:
 
 
 def _hugging_face_snapshots(name):
-    """Folders of Hugging Face's own cache that may hold the model, the pinned revision first."""
+    """Folders of Hugging Face's own cache that may hold the model, the best first."""
     if name not in HUGGING_FACE_FILES:
         return []
-    environment = os.environ
-    home = environment.get("HF_HOME") or (
-        Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
-    )
-    cache = Path(environment.get("HF_HUB_CACHE") or Path(home) / "hub")
     repository, revision, _ = HUGGING_FACE_FILES[name]
-    owned, bare = repository.replace("/", "--"), repository.split("/")[1]
-    found = []
-    for model in (cache / f"models--{owned}", cache / f"models--{bare}"):
-        found += sorted(model.glob("snapshots/*"), key=lambda folder: folder.name != revision)
-    return found
+    bare = repository.split("/")[1]  # as older versions called it
+    return [
+        folder
+        for spelled in (repository, bare)
+        if (folder := cached_snapshot(cached_repository(spelled), revision)) is not None
+    ]
+
+
+def cached_repository(repository: str) -> Path:
+    """The folder of "organisation/name" in Hugging Face's cache, wherever that has been put.
+
+    $HF_HUB_CACHE, else $HUGGINGFACE_HUB_CACHE, else `hub` in $HF_HOME, else in `huggingface` in
+    $XDG_CACHE_HOME, else in ~/.cache; with ~ and $VARIABLES in them.
+    Source: huggingface_hub, `constants.py`.
+    """
+
+    def place(name, default):
+        return Path(os.path.expandvars(os.path.expanduser(os.environ.get(name) or default)))
+
+    home = place("HF_HOME", place("XDG_CACHE_HOME", "~/.cache") / "huggingface")
+    cache = place("HF_HUB_CACHE", place("HUGGINGFACE_HUB_CACHE", home / "hub"))
+    return cache / f"models--{repository.replace('/', '--')}"
+
+
+def cached_snapshot(folder: Path, revision: str = "") -> Path | None:
+    """Which of a cached repository's snapshots is meant, or None.
+
+    The one that refs/main names, else the `revision`, else the only one.
+    """
+    snapshots = folder / "snapshots"
+    try:
+        main = (folder / "refs" / "main").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        main = ""
+    for name in (main, revision):
+        if re.fullmatch(r"[\w-]+", name) and (snapshots / name).is_dir():
+            return snapshots / name
+    found = sorted(snapshots.iterdir()) if snapshots.is_dir() else []
+    return found[0] if len(found) == 1 and not main else None
 
 
 def by_hand(name: str, folder: str | os.PathLike | None = None) -> str:
@@ -208,6 +237,7 @@ def by_hand(name: str, folder: str | os.PathLike | None = None) -> str:
             ways.append(", ".join(f"{file.url} as {file.name}" for file in files))
     folder = weights_folder() / name if folder is None else folder
     return (
+        "From a mirror: --mirror URL takes the place of https://HOST in every address. "
         f"By hand: put {'; or '.join(ways)} into {folder}, then run "
         f"`numpygpt download {name}` again, which checks them."
     )
@@ -252,13 +282,16 @@ def download(
     other if that does not answer. `offline` only checks what is there. `mirror` (or
     $NUMPYGPT_MIRROR) takes the place of "https://host" in every address; with `trust_mirror` the
     published sizes and hashes are not asked for, because it holds other files of the same names.
+    $HF_ENDPOINT is a mirror of Hugging Face alone, and $HF_HUB_OFFLINE=1 is `offline`.
     `progress(file, bytes here, bytes in all)` is called as they arrive, `say` with each sentence.
 
     Raises ValueError for an unknown name or source, DownloadError for everything that goes wrong.
     """
     name = _known(name)
     folder = weights_folder() / name if folder is None else Path(folder)
-    offers = _offers(name, source, mirror or os.environ.get("NUMPYGPT_MIRROR"), trust_mirror)
+    mirror = mirror or os.environ.get("NUMPYGPT_MIRROR") or None
+    offers = _offers(name, source, mirror, trust_mirror)
+    offline = offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     for files in offers.values():
         if all(_is_recorded(folder, file) for file in files):
             return folder  # not even the lock is taken: the folder may be read-only
@@ -296,7 +329,16 @@ def _offers(name, source, mirror, trust_mirror):
             raise ValueError(
                 "trust_mirror needs a mirror: give its address, or set NUMPYGPT_MIRROR"
             )
-        return offers
+        endpoint = os.environ.get("HF_ENDPOINT")  # Hugging Face's own word for a mirror of it
+        if not endpoint:
+            return offers
+        return {
+            origin: [
+                _mirrored(file, endpoint, False) if file.url.startswith(HUGGING_FACE) else file
+                for file in files
+            ]
+            for origin, files in offers.items()
+        }
     return {
         origin: [_mirrored(file, mirror, trust_mirror) for file in files]
         for origin, files in offers.items()
@@ -314,7 +356,8 @@ def _complete(folder, files, offline, progress, say, patience):
     missing = [file for file in files if not (folder / file.name).exists()]
     if missing and offline:
         raise Unavailable(
-            f"{', '.join(file.name for file in missing)} not in {folder}, and offline is asked for"
+            f"{', '.join(file.name for file in missing)} not in {folder}, and offline is asked for "
+            "(--offline or HF_HUB_OFFLINE)"
         )
     _check_space(folder, sum(f.size - _size(_part(folder, f)) for f in missing if f.size))
     if missing:
@@ -720,6 +763,17 @@ def _record(folder, file, checked):
     record = _read_json(folder / RECORD)
     _write_json(folder / RECORD, {**record, file.name: entry})
     _discard(_part(folder, file))  # left from before the file was placed by hand
+
+
+def verdict(folder: str | os.PathLike) -> str:
+    """What the files in a folder were checked by, in words."""
+    entries = [e for e in _read_json(Path(folder) / RECORD).values() if isinstance(e, dict)]
+    published = [e for e in entries if isinstance(e.get("facts"), list) and any(e["facts"][2:])]
+    if entries and len(published) == len(entries):
+        return "whole and checked"
+    if not published:
+        return "whole; nothing was published to check it by"
+    return f"whole; {len(published)} of {len(entries)} files were published with something to check"
 
 
 def _facts(path, file):

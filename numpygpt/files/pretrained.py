@@ -1,6 +1,7 @@
 """From a name or a folder to a model and a tokenizer."""
 
 import os
+import re
 import sysconfig
 import warnings
 from collections.abc import Callable
@@ -18,7 +19,8 @@ def load(
 
     A name: "tales", which comes with this package, or a downloaded model: "124M", "355M", "774M",
     "1558M" (also "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl") or "distilgpt2". Or a folder in
-    Hugging Face's or OpenAI's layout; one that is called like a model is "./gpt2".
+    Hugging Face's or OpenAI's layout; one that is called like a model is "./gpt2". Or
+    "organisation/name", if that stands in Hugging Face's cache on this machine.
     A folder with a LoRA alone gives the model it belongs to with the LoRA merged in.
     A folder of a BERT or a GPT-1 gives that: `family.bert.Bert` or `family.gpt1.GPT1`.
     `fetch(name)` -> folder is asked for a model that is not on this machine; by default nobody is.
@@ -41,7 +43,7 @@ def load(
 def find(name_or_folder: str | os.PathLike, fetch: Callable[[str], Path] | None = None) -> Path:
     """The folder with a model's files; `fetch` and what it raises as in `load`."""
     if isinstance(name_or_folder, os.PathLike):
-        return Path(name_or_folder)
+        return _snapshot_or_folder(Path(name_or_folder))
     if name_or_folder == "tales":
         return _bundled(name_or_folder)
     # Here, because it takes as long to import as all the rest, and "tales" has no need of it.
@@ -50,11 +52,11 @@ def find(name_or_folder: str | os.PathLike, fetch: Callable[[str], Path] | None 
     official = download.ALIASES.get(name_or_folder, name_or_folder)
     if official not in download.HUGGING_FACE_FILES:
         if os.path.exists(name_or_folder):
-            return Path(name_or_folder)
-        names = ", ".join(["tales", *download.HUGGING_FACE_FILES, *download.ALIASES])
-        raise ValueError(
-            f"{name_or_folder!r} is neither a folder nor the name of a model; the names are {names}"
-        )
+            return _snapshot_or_folder(Path(name_or_folder))
+        repositories = {r[0]: name for name, r in download.HUGGING_FACE_FILES.items()}
+        if name_or_folder not in repositories:
+            return _cached(name_or_folder)
+        official = repositories[name_or_folder]
     folder = download.find(official)
     if folder is None and fetch is not None:
         return fetch(official)
@@ -64,6 +66,39 @@ def find(name_or_folder: str | os.PathLike, fetch: Callable[[str], Path] | None 
             f"`numpygpt download {name_or_folder}`"
         )
     return folder
+
+
+def _snapshot_or_folder(folder):
+    """The folder, or the snapshot in it if it is a repository in Hugging Face's cache."""
+    from numpygpt.files import download
+
+    if not (folder / "snapshots").is_dir() or (folder / "config.json").exists():
+        return folder
+    snapshot = download.cached_snapshot(folder)
+    if snapshot is None:
+        raise ValueError(
+            f"{folder} is a repository in Hugging Face's cache, but its refs/main names none of "
+            "its snapshots: name one of the folders in its snapshots"
+        )
+    return snapshot
+
+
+def _cached(name):
+    """The snapshot of "organisation/name" in Hugging Face's cache."""
+    from numpygpt.files import download
+
+    names = ", ".join(["tales", *download.HUGGING_FACE_FILES, *download.ALIASES])
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        raise ValueError(
+            f"{name!r} is neither a folder nor the name of a model; the names are {names}"
+        )
+    repository = download.cached_repository(name)
+    if not repository.is_dir():
+        raise ValueError(
+            f"{name!r} is neither a folder nor the name of a model, and Hugging Face's cache has "
+            f"no {repository}; the names are {names}"
+        )
+    return _snapshot_or_folder(repository)
 
 
 def _bundled(name):
