@@ -1,14 +1,17 @@
-"""The order in which GPT-2 performs them, forwards and backwards, and the cache.
+"""The order in which GPT-2 performs its operations, forwards and backwards; its record; its cache.
 
-    tokens -> wte + wpe -> [ + attention(layer norm) ; + mlp(layer norm) ] x n_layer
+    tokens -> x = wte + wpe -> [ x + attention(layer norm x), then x + mlp(layer norm x) ] x n_layer
            -> layer norm -> logits = x wte^T
 
-The layer norm stands *before* attention and MLP and the sum bypasses both ("pre-norm"), unlike in
-the original Transformer; nothing attends to a later position and there is no encoder.
+x, the residual stream, runs through the whole model; the blocks, h.0 to h.11 in the smallest GPT-2,
+only add to it. The layer norm stands *before* attention and MLP and the sum bypasses both
+("pre-norm"), unlike in the original Transformer; nothing attends to a later position and there is
+no encoder.
 
 `forward` can return its record, `acts`: a flat dict, name -> array, in the order of computation.
-An entry named as a module (`h.3.mlp.c_fc`) is what that module returned; `resid_pre`, `resid_mid`
-and `resid_post` are the residual stream before, between and after a block's two additions.
+An entry named like a parameter's module (`h.3.mlp.c_fc`) is what that module returned; `resid_pre`,
+`resid_mid` and `resid_post` are the residual stream before, between and after a block's two
+additions. `backward` reads the same record from its end to its beginning.
 """
 
 import types
@@ -300,7 +303,6 @@ class GPT2:
             dx = ops.unembed(dlogits, table.T)  # dlogits table, without making dtable (V, C)
         else:
             dx, dtable = ops.unembed_backward(dlogits, acts["ln_f"], table)
-        del dlogits
         last = f"h.{self.config.n_layer - 1}.resid_post"
         dx = undo(ops.layer_norm_backward, dx, "ln_f", acts[last], eps)
         for i in reversed(range(self.config.n_layer)):
@@ -364,9 +366,9 @@ class GPT2:
         logits, acts = self.forward(tokens, keep="backward")
         loss = self.ops.cross_entropy(logits, targets, mask)
         dloss = self.dtype.type(1)
-        dlogits = [self.ops.cross_entropy_backward(dloss, logits, targets, mask)]
-        del logits  # (B, T, V) is large: this is freed here, and dlogits in backward, hence `pop`
-        return loss, self.backward(dlogits.pop(), acts, only)
+        dlogits = self.ops.cross_entropy_backward(dloss, logits, targets, mask)
+        del logits  # (B, T, V) is the largest array there is
+        return loss, self.backward(dlogits, acts, only)
 
 
 def _pieces(t, s, whole=False):
