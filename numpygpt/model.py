@@ -170,11 +170,7 @@ class GPT2:
         self.dtype = check_params(params, parameter_shapes(config, "lm_head.weight" not in params))
 
     def __repr__(self):
-        c, size = self.config, sum(p.size for p in self.params.values())
-        return (
-            f"GPT2({c.n_layer} layers, {c.n_embd} wide, {c.n_head} heads, {c.n_ctx} positions, "
-            f"{c.n_vocab:,} tokens: {size:,} parameters in {self.dtype})"
-        )
+        return described(self)
 
     def cache(self, batch: int = 1) -> Cache:
         """An empty KV cache for `batch` sequences; `forward(tokens, cache)` fills it."""
@@ -383,6 +379,15 @@ def _cache_shapes(config, batch):
     """(B, H, n_ctx, D) for every layer."""
     shape = batch, config.n_head, config.n_ctx, config.n_embd // config.n_head
     return [shape] * config.n_layer
+
+
+def described(model) -> str:
+    """What a notebook shows of a model: its class, sizes and number of parameters."""
+    c, size = model.config, sum(p.size for p in model.params.values())
+    return (
+        f"{type(model).__name__}({c.n_layer} layers, {c.n_embd} wide, {c.n_head} heads, "
+        f"{c.n_ctx} positions, {c.n_vocab:,} tokens: {size:,} parameters in {model.dtype})"
+    )
 
 
 def new_cache(config, batch, dtype) -> Cache:

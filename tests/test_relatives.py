@@ -320,3 +320,54 @@ def biases(c, f):
 def test_a_name_of_no_part_is_not_lost():
     with pytest.raises(KeyError, match="elsewhere"):
         analyze.parts({"elsewhere": (3,)})
+
+
+def test_damaged_files_are_refused_and_nothing_else_is_raised(folder, gpt1_folder):
+    rng = np.random.default_rng(0)
+    for original in (folder, gpt1_folder):
+        files = sorted(original.iterdir())
+        whole = {path: path.read_bytes() for path in files}
+        outcomes = set()
+        for _ in range(120):
+            path = files[rng.integers(len(files))]
+            data = bytearray(whole[path])
+            at = int(rng.integers(min(len(data), 2000)))
+            if rng.random() < 0.5:
+                data[at] = rng.integers(256)
+            else:
+                del data[at : at + int(rng.integers(1, 30))]
+            path.write_bytes(data)
+            try:
+                _, tokenizer = numpygpt.load(original)
+                outcomes.add(len(tokenizer.encode("the cat")) > 0)
+            except numpygpt.CheckpointError as error:
+                outcomes.add(str(error).count("\n"))
+            path.write_bytes(whole[path])
+        assert outcomes == {True, 0}  # read, or refused in one line
+
+
+def test_what_would_cut_texts_otherwise_is_refused(folder):
+    path = folder / "tokenizer_config.json"
+    for fields, message in (
+        ({"tokenizer_class": "BertJapaneseTokenizer"}, "tokenizer_class = 'BertJapaneseTokenizer'"),
+        ({"do_basic_tokenize": False}, "do_basic_tokenize = False"),
+        ({"added_tokens_decoder": {"75": {"content": "[NEW]"}}}, r"'\[NEW\]' was added"),
+        ({"do_lower_case": "yes"}, "must be true or false"),
+    ):
+        path.write_text(json.dumps(fields))
+        with pytest.raises(numpygpt.CheckpointError, match=message):
+            numpygpt.load(folder)
+    path.write_text(
+        json.dumps({"pad_token": None, "added_tokens_decoder": {"4": {"content": "[MASK]"}}})
+    )
+    assert numpygpt.load(folder)[1].lower
+    (folder / "added_tokens.json").write_text(json.dumps({"<ent>": 75}))
+    with pytest.raises(numpygpt.CheckpointError, match="'<ent>' was added"):
+        numpygpt.load(folder)
+
+
+def test_a_notebook_shows_what_it_has(folder, gpt1_folder):
+    model, tokenizer = numpygpt.load(folder)
+    assert repr(model).startswith("Bert(2 layers, 15 wide, 3 heads, 13 positions, 75 tokens: ")
+    assert repr(tokenizer) == "WordPiece(75 tokens, uncased)"
+    assert repr(numpygpt.load(gpt1_folder)[0]).startswith("GPT1(2 layers, 15 wide, 3 heads")

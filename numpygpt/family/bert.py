@@ -23,7 +23,7 @@ import numpy as np
 
 from numpygpt import ops
 from numpygpt.family.transformer import attention, attention_backward, padding
-from numpygpt.model import Config, check_ids, check_params
+from numpygpt.model import Config, check_ids, check_params, described
 
 # ---- exact GELU ---------------------------------------------------------------------------------
 
@@ -138,6 +138,9 @@ class Bert:
         segments = np.shape(params.get("bert.embeddings.token_type_embeddings.weight", [[], []]))
         self.dtype = check_params(params, parameter_shapes(config, segments[0], self.heads))
         self.n_segments = segments[0]
+
+    def __repr__(self):
+        return described(self)
 
     def cache(self, batch: int = 1):
         """Raises TypeError: what a position sees to its right is not known before it is written."""

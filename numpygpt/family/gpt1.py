@@ -40,6 +40,9 @@ class GPT1:
             params, parameter_shapes(config, "lm_head.weight" not in params)
         )
 
+    def __repr__(self):
+        return gpt2.described(self)
+
     def cache(self, batch: int = 1) -> gpt2.Cache:
         """An empty KV cache for `batch` sequences."""
         return gpt2.new_cache(self.config, batch, self.dtype)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numpygpt import ops
-from numpygpt.model import GPT2, Config, check_input, with_ops
+from numpygpt.model import GPT2, Config, check_input, described, with_ops
 
 # ---- the eight sizes ----------------------------------------------------------------------------
 
@@ -101,6 +101,9 @@ class GPT3:
         banded = with_ops(dense, attention_scores=functools.partial(banded_scores, band=band))
         self.config, self.params, self.dtype, self.band = config, params, dense.dtype, band
         self.kinds, self.cache = (dense, banded), dense.cache
+
+    def __repr__(self):
+        return f"{described(self)[:-1]}, a band of {self.band} in every second layer)"
 
     def forward(self, tokens, cache=None, pads=None, keep="nothing", only_last=False):
         """As `GPT2.forward`, without a backward pass: logits (B, T, V) or (B, 1, V), the record."""

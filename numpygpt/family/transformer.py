@@ -25,7 +25,15 @@ import numpy as np
 
 from numpygpt import ops, optim
 from numpygpt.beam import beam_search
-from numpygpt.model import Cache, Config, append, check_ids, check_params, new_cache
+from numpygpt.model import (
+    Cache,
+    Config,
+    append,
+    check_ids,
+    check_params,
+    described,
+    new_cache,
+)
 
 # ---- operations that GPT-2 does not have --------------------------------------------------------
 
@@ -164,6 +172,9 @@ class Transformer:
     def __init__(self, config: Config, params: dict[str, np.ndarray]):
         self.config, self.params = config, params
         self.dtype = check_params(params, parameter_shapes(config))
+
+    def __repr__(self):
+        return described(self)
 
     def forward(self, source, target, real=None):
         """Logits of the token after each target token, and the record that `backward` reads.

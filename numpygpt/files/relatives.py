@@ -43,6 +43,11 @@ BERT_ALONE = {
     "add_cross_attention": (False,),
     "tie_word_embeddings": (True,),
 }
+BERT_WORDS = {
+    "tokenizer_class": ("BertTokenizer", "BertTokenizerFast", None),
+    "do_basic_tokenize": (True,),
+    "never_split": (None, []),
+}
 GPT1_ALONE = {
     "afn": ("gelu", "gelu_new"),  # both are the tanh GELU there
     "tie_word_embeddings": (True,),
@@ -166,22 +171,51 @@ def _read_wordpiece(folder):
         tokens = text.read(path).removesuffix("\n").split("\n")
     except ValueError as error:
         raise CheckpointError(f"{error}: get it again") from None
-    fields = {}
-    if (folder / "tokenizer_config.json").is_file():
-        fields = text.read_json(folder / "tokenizer_config.json")
-    for role, token in zip(("pad", "unk", "cls", "sep", "mask"), bert.SPECIAL, strict=True):
-        said = fields.get(f"{role}_token", token)
-        said = said.get("content") if isinstance(said, dict) else said
-        if said != token:
-            raise CheckpointError(
-                f"{folder / 'tokenizer_config.json'} has {role}_token {said!r:.99} where BERT has "
-                f"{token!r}: numpygpt would read its texts wrongly"
-            )
+    fields = _tokenizer_config(folder)
     cased = any(unicodedata.category(c) == "Lu" for t in tokens for c in t if t not in bert.SPECIAL)
     # Where no file says whether it is cased, the vocabulary does: capitals stand in a cased one.
     lower = fields.get("do_lower_case", not cased)
     chinese = fields.get("tokenize_chinese_chars", True)
     return _wordpiece(path, tokens, lower, fields.get("strip_accents"), chinese)
+
+
+def _tokenizer_config(folder):
+    """tokenizer_config.json or {}; refused is what would cut texts otherwise than BERT does."""
+    path = folder / "tokenizer_config.json"
+    fields = text.read_json(path) if path.is_file() else {}
+    for role, token in zip(("pad", "unk", "cls", "sep", "mask"), bert.SPECIAL, strict=True):
+        said = fields.get(f"{role}_token") or token
+        said = said.get("content") if isinstance(said, dict) else said
+        if said != token:
+            raise CheckpointError(
+                f"{path} has {role}_token {said!r:.99} where BERT has {token!r}: numpygpt would "
+                "read its texts wrongly"
+            )
+    for key, allowed in BERT_WORDS.items():
+        if key in fields and fields[key] not in allowed:
+            raise CheckpointError(
+                f"{path} says {key} = {fields[key]!r:.99}, but numpygpt cuts words as BERT does, "
+                f"{allowed[0]!r}: its texts would be read wrongly"
+            )
+    added = fields.get("added_tokens_decoder") or {}
+    contents = [one.get("content") if isinstance(one, dict) else one for one in _values(added)]
+    if (folder / "added_tokens.json").is_file():
+        contents += text.read_json(folder / "added_tokens.json")
+    _refuse_added(folder, contents)
+    return fields
+
+
+def _values(mapping):
+    return mapping.values() if isinstance(mapping, dict) else [mapping]
+
+
+def _refuse_added(path, contents, known=bert.SPECIAL):
+    for content in contents:
+        if content not in known:
+            raise CheckpointError(
+                f"{path}: the token {content!r:.99} was added to the vocabulary, which numpygpt "
+                "does not do for this kind of model"
+            )
 
 
 def _wordpiece(path, tokens, lower, strip_accents, chinese):
@@ -213,15 +247,14 @@ def _tokenizer_json(path, *kinds):
         if found != kinds:
             raise ValueError(f"its kind is {', '.join(found)} where {', '.join(kinds)} is expected")
         ids = dict(fields["model"]["vocab"])
-        for token in fields.get("added_tokens") or []:
-            if ids.get(token["content"]) != token["id"]:
-                raise ValueError(f"the token {token['content']!r:.99} was added to its vocabulary")
+        added = [token["content"] for token in fields.get("added_tokens") or []]
         tokens = sorted(ids, key=ids.get)
         if [ids[token] for token in tokens] != list(range(len(tokens))):
             raise ValueError("its ids are not 0, 1, 2, ...")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error) if isinstance(error, ValueError) else f"{error!r} is not as expected"
         raise CheckpointError(f"{path} cannot be read here: {reason:.300}") from None
+    _refuse_added(path, added, (*bert.SPECIAL, gpt1.UNKNOWN))
     return fields, tokens
 
 
@@ -251,11 +284,15 @@ def _read_character_bpe(folder):
     if (folder / "tokenizer.json").is_file():
         path = folder / "tokenizer.json"
         fields, tokens = _tokenizer_json(path, "BPE", "BertNormalizer", "BertPreTokenizer")
-        model = fields["model"]
-        if (model.get("end_of_word_suffix"), model.get("unk_token")) != (gpt1.LAST, gpt1.UNKNOWN):
-            raise CheckpointError(f"{path}: its words do not end in {gpt1.LAST}, as GPT-1's do")
-        merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
-        return _character_bpe(path, tokens, merges)
+        model, normal = fields["model"], fields["normalizer"]
+        found = [model.get(key) for key in ("end_of_word_suffix", "unk_token")]
+        found += [normal.get(key, True) for key in ("lowercase", "clean_text")]
+        if found != [gpt1.LAST, gpt1.UNKNOWN, True, True]:
+            raise CheckpointError(
+                f"{path}: GPT-1's words are in small letters, end in {gpt1.LAST} and are "
+                f"{gpt1.UNKNOWN} where unknown; these are {found!r:.200}"
+            )
+        return _character_bpe(path, tokens, model.get("merges"))
     path = folder / "vocab.json"
     if not (path.is_file() and (folder / "merges.txt").is_file()):
         raise CheckpointError(f"{folder} has no vocabulary: put vocab.json and merges.txt there")
@@ -265,6 +302,7 @@ def _read_character_bpe(folder):
 
 def _character_bpe(path, tokens, merges):
     try:
-        return gpt1.CharacterBPE(tokens, [tuple(pair) for pair in merges])
+        pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
+        return gpt1.CharacterBPE(tokens, pairs)
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is not a GPT-1's vocabulary: {error}") from None
