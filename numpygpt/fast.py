@@ -31,17 +31,18 @@ import os
 import queue
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 
 # Numbers in a tile: 2**17 in float32 are 512 kB, half of the cache that a core has for itself.
 TILE = 2**17
-# Multiply-adds (products) and numbers (the rest) from which on it pays to wake another thread.
-WORTH_SHARING = 2**19
+# To wake a thread takes as long as this many numbers of a formula, or multiply-adds of a product.
+SMALL, SMALL_PRODUCT = 2**19, 2**20
 FEW_ROWS, MANY_ROWS = 6, 192
-# OpenBLAS multiplies small matrices as they lie; for larger ones it first copies the factors.
-SMALL_PRODUCT = 10**6
+SPINS = 50
+AS_THEY_LIE = 3 * 2**18  # multiply-adds
 
 
 # ---- how many threads ---------------------------------------------------------------------------
@@ -67,7 +68,9 @@ def _quota(root: str = "/") -> float:
     """The cores that a container may use (its share of time, rounded up), or infinity."""
     least = math.inf
     for line in _words(Path(root, "proc/self/cgroup")):
-        _, kinds, group = line.split(":", 2)
+        if line.count(":") < 2:
+            continue
+        _, kinds, group = line.split(":", 2)  # "0::/a/b", or in the older form "3:cpu,cpuacct:/a/b"
         if kinds and "cpu" not in kinds.split(","):
             continue
         top = Path(root, "sys/fs/cgroup", "cpu" if kinds else "")
@@ -97,81 +100,106 @@ def _words(path):
 # ---- what is changed for the whole process, and put back ----------------------------------------
 
 
-class _Held:
-    """Changed by the first that holds it, put back when the last lets go.
+@functools.cache
+def _blas():
+    """NumPy's BLAS, if it can be held: an OpenBLAS with a pool of threads for the whole process.
 
-    change: does it and returns the function that undoes it. Calls may be nested, and threads may
-    hold it at the same time.
+    One that is built on OpenMP has a limit in every thread, another BLAS has other rules: those are
+    left alone and multiply as they always do. Looked for once, as that takes longer than to hold.
     """
+    import threadpoolctl
 
-    def __init__(self, change):
-        self.change, self.lock, self.holders = change, threading.Lock(), collections.Counter()
+    return threadpoolctl.ThreadpoolController().select(threading_layer="pthreads")
+
+
+def can_share_products() -> bool:
+    """Whether products may be computed in threads of ours, BLAS being held to one in each."""
+    return bool(_blas().lib_controllers)
+
+
+class _Holder:
+    """The thread that has BLAS held, and how many times; it has to be the one that lets go."""
+
+    def __init__(self):
+        self.lock, self.thread, self.depth = threading.Lock(), None, 0
 
     @contextlib.contextmanager
-    def __call__(self):
+    def hold(self):
         me = threading.get_ident()
         with self.lock:
-            if not self.holders:
-                self.put_back = self.change()
-            self.holders[me] += 1
+            if self.thread is None:
+                self.thread, self.limit = me, _blas().limit(limits=1)
+            mine = self.thread == me  # or else another thread has it held already
+            self.depth += mine
         try:
             yield
         finally:
             with self.lock:
-                self.holders[me] -= 1
-                self.holders += collections.Counter()  # drops those that hold it no longer
-                if not self.holders:
-                    self.put_back()
+                self.depth -= mine
+                if mine and not self.depth:
+                    self.limit.restore_original_limits()
+                    self.thread = None
 
     def after_fork(self):
         """In the child only the thread that forked is left."""
-        self.lock, held, me = threading.Lock(), bool(self.holders), threading.get_ident()
-        self.holders = collections.Counter({me: self.holders[me]} if self.holders[me] else {})
-        if held and not self.holders:
-            self.put_back()
+        self.lock = threading.Lock()
+        if self.thread not in (None, threading.get_ident()):
+            self.limit.restore_original_limits()
+            self.thread, self.depth = None, 0
 
 
-@functools.cache
-def _blas():
-    """NumPy's BLAS as threadpoolctl finds it, once: that takes longer than to hold it."""
-    import threadpoolctl
-
-    return threadpoolctl.ThreadpoolController().select(user_api="blas")
-
-
-def _hold_blas():
-    return _blas().limit(limits=1).restore_original_limits
-
-
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # names of glibc's malloc.h: M_TRIM_THRESHOLD, ...
-
-
-def _keep_memory():
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(libc, "mallopt"):
-        return lambda: None
-    # Smaller pieces come from memory that can be kept; an older glibc takes at most 2**25 here.
-    libc.mallopt(MMAP_THRESHOLD, 2**30) or libc.mallopt(MMAP_THRESHOLD, 2**25)
-    libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)  # and it is kept up to so much
-
-    def give_back():  # to the largest that glibc comes to by itself, as arrays are freed
-        libc.mallopt(MMAP_THRESHOLD, 2**25)
-        libc.mallopt(TRIM_THRESHOLD, 2**26)
-        libc.malloc_trim(0)
-
-    return give_back
-
-
-_held_blas, _kept_memory = _Held(_hold_blas), _Held(_keep_memory)
+_holder = _Holder()
 
 
 def one_blas_thread():
     """While this runs, BLAS multiplies on the thread that asks; afterwards as it did before.
 
-    with one_blas_thread():
-        ...
+        with one_blas_thread():
+            ...
+
+    Where several threads of the user do this at once, the first of them gives back when it is
+    through; the others then multiply on, for the rest of their call, as BLAS does by itself.
     """
-    return _held_blas()
+    return _holder.hold()
+
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # names of glibc's malloc.h: M_TRIM_THRESHOLD, ...
+
+
+class _Keeper:
+    """How many have asked that freed memory be kept."""
+
+    def __init__(self):
+        self.lock, self.count = threading.Lock(), 0
+
+    @contextlib.contextmanager
+    def keep(self):
+        libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+        if not hasattr(libc, "mallopt"):
+            yield
+            return
+        with self.lock:
+            if not self.count:
+                # Smaller pieces than 2**30 come from memory that can be kept, and up to 2**31 of it
+                # is. An older glibc takes at most 2**25 for the first of the two.
+                libc.mallopt(MMAP_THRESHOLD, 2**30) or libc.mallopt(MMAP_THRESHOLD, 2**25)
+                libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
+            self.count += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.count -= 1
+                if not self.count:  # the largest that glibc comes to by itself, as arrays are freed
+                    libc.mallopt(MMAP_THRESHOLD, 2**25)
+                    libc.mallopt(TRIM_THRESHOLD, 2**26)
+                    libc.malloc_trim(0)
+
+    def after_fork(self):
+        self.lock = threading.Lock()  # what is kept in the child is kept
+
+
+_keeper = _Keeper()
 
 
 def kept_memory():
@@ -183,7 +211,7 @@ def kept_memory():
     system fills them with zeros, 4 kB by 4 kB, each with an interrupt. That took a fifth of the
     time of a training step. Where the C library is another there is nothing to set.
     """
-    return _kept_memory()
+    return _keeper.keep()
 
 
 # ---- threads that share -------------------------------------------------------------------------
@@ -227,8 +255,8 @@ def _register_fork():
 
     def begin_anew():
         _crew.__init__()
-        _held_blas.after_fork()
-        _kept_memory.after_fork()
+        _holder.after_fork()
+        _keeper.after_fork()
 
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=begin_anew)
@@ -238,8 +266,8 @@ class _Job:
     """Pieces of work, which any thread may take; the one that asked waits for all of them."""
 
     def __init__(self, work, pieces):
-        self.work, self.errors = work, np.geterr()
-        self.results, self.error = [None] * len(pieces), None
+        self.work, self.errors, self.error = work, np.geterr(), None
+        self.results = [None] * len(pieces)
         self.todo = collections.deque(enumerate(pieces))
         self.left, self.lock, self.done = len(pieces), threading.Lock(), threading.Lock()
         self.done.acquire()
@@ -248,10 +276,10 @@ class _Job:
         """Take pieces until there are none."""
         _crew.inside.piece = True
         try:
-            while self.todo:
+            while True:
                 try:
                     i, piece = self.todo.popleft()
-                except IndexError:  # another thread has just taken the last
+                except IndexError:
                     return
                 try:
                     if self.error is None:
@@ -266,6 +294,15 @@ class _Job:
         finally:
             _crew.inside.piece = False
 
+    def wait(self):
+        """Until all pieces are done. The others are nearly through as well, and to be woken takes
+        longer than to ask them a few times."""
+        for _ in range(SPINS):
+            if self.done.acquire(blocking=False):
+                return
+            time.sleep(0)  # lets the others have Python's lock
+        self.done.acquire()
+
 
 def share(work, pieces) -> list:
     """[work(piece) for piece in pieces], by as many threads as there are.
@@ -277,12 +314,12 @@ def share(work, pieces) -> list:
     helpers = min(threads(), len(pieces)) - 1
     if helpers < 1 or getattr(_crew.inside, "piece", False):
         return [work(piece) for piece in pieces]
+    job = _Job(work, pieces)
     with one_blas_thread():
-        job = _Job(work, pieces)
         _crew.call(job, helpers)
         try:
             job.run()
-            job.done.acquire()
+            job.wait()
         except BaseException:  # Ctrl-C: let the others stop soon, too
             job.todo.clear()
             raise
@@ -312,7 +349,7 @@ def by_rows(formula):
     def tiled(*args, **named):
         if named:
             args = signature.bind(*args, **named).args
-        if np.size(args[0]) <= TILE or np.ndim(args[0]) < 2:
+        if np.size(args[0]) <= SMALL or np.ndim(args[0]) < 2:
             return formula(*args)
         lead = np.shape(args[0])[:-1]
         rows = math.prod(lead)
@@ -348,15 +385,13 @@ def _add_up(parts):
 # ---- heads --------------------------------------------------------------------------------------
 
 
-def heads(q, k, whole: bool) -> list[slice]:
-    """The heads of q (B, H, T, D) that one thread takes at a time, one by one where that pays.
-
-    whole: all of them at once, in the thread that asks.
-    """
-    count = q.shape[1]
-    if whole or k.size * q.shape[2] < WORTH_SHARING:
+def heads(count: int, queries: int, keys: int) -> list[slice]:
+    """Heads that a thread takes at a time: as many as make a tile of scores (queries, keys)."""
+    if not can_share_products():
         return [slice(0, count)]
-    return [slice(h, h + 1) for h in range(count)]
+    step = max(1, TILE // (queries * keys))
+    step = min(step, math.ceil(count / threads()))
+    return [slice(start, start + step) for start in range(0, count, step)]
 
 
 # ---- products -----------------------------------------------------------------------------------
@@ -366,10 +401,12 @@ def matmul(x, w, plus=None):
     """x @ w, or x @ w + plus: (..., N), (N, M), (M,) -> (..., M)."""
     rows = x.reshape(-1, x.shape[-1])
     y = np.empty((len(rows), w.shape[1]), np.result_type(x, w))
-    if rows.size * w.shape[1] < WORTH_SHARING or not _blas().lib_controllers:
+    if rows.size * w.shape[1] < SMALL_PRODUCT or not can_share_products():
         _product(rows, w, y)
     elif len(rows) <= FEW_ROWS and w.flags.c_contiguous:
         _along_the_sum(rows, w, y)
+    elif 1 < len(rows) <= 64 and w.T.flags.c_contiguous:
+        _by_small_blocks(rows, w, y)
     elif len(rows) < MANY_ROWS:
         _by_columns(rows, w, y)
     else:
@@ -393,18 +430,25 @@ def _by_rows(x, w, y):
 
 
 def _by_columns(x, w, y):
-    """Each thread needs its part of w alone.
-
-    Where columns of w are contiguous (the table of embeddings, transposed), so are small pieces.
-    """
-    count = threads()
-    if w.T.flags.c_contiguous:
-        count = max(count, math.ceil(x.size * w.shape[1] / SMALL_PRODUCT))
+    """Each thread needs its part of w alone."""
 
     def work(piece):
         np.matmul(x, w[:, piece], out=y[:, piece])
 
-    share(work, _equal(w.shape[1], count))
+    share(work, _equal(w.shape[1], threads()))
+
+
+def _by_small_blocks(x, w, y):
+    """Columns of w that are contiguous, as those of the embedding's transpose, can be cut smaller:
+    OpenBLAS multiplies small matrices as they lie, and copies larger ones first."""
+    step = max(16, AS_THEY_LIE // x.size // 16 * 16)
+
+    def work(piece):
+        for start in range(piece.start, piece.stop, step):
+            block = slice(start, min(start + step, piece.stop))
+            np.matmul(x, w[:, block], out=y[:, block])
+
+    share(work, _equal(w.shape[1], 16 * threads()))
 
 
 def _along_the_sum(x, w, y):
@@ -413,11 +457,15 @@ def _along_the_sum(x, w, y):
     BLAS multiplies a single row by a matrix as fast as memory gives it. From two rows on it first
     copies the matrix, which costs more than a few rows can save.
     """
+    pieces = _equal(len(w), threads())
+    parts = np.empty((len(pieces), *y.shape), y.dtype)
 
-    def work(piece):
-        return np.concatenate([x[i : i + 1, piece] @ w[piece] for i in range(len(x))])
+    def work(i):
+        for row in range(len(x)):
+            np.matmul(x[row : row + 1, pieces[i]], w[pieces[i]], out=parts[i, row : row + 1])
 
-    np.copyto(y, _add_up(share(work, _equal(len(w), threads()))))
+    share(work, range(len(pieces)))
+    parts.sum(0, out=y)
 
 
 def _equal(count, parts):

@@ -68,7 +68,6 @@ def positions(past, t, pads=None):
 # ---- residual stream ----------------------------------------------------------------------------
 
 
-@fast.by_rows
 def residual(x, y):
     """x + y: what a block computed is *added* to the stream; the stream itself passes unchanged."""
     return x + y

@@ -1,12 +1,20 @@
-"""Kept memory: used again without a page fault, given back at the end, and left alone elsewhere."""
+"""However many threads share, the numbers stay, and all of the process is put back at the end."""
 
 import ctypes
+import math
+import os
 import subprocess
 import sys
+import threading
 
+import numpy as np
 import pytest
+import threadpoolctl
+from golden.models import gap
 
-from numpygpt import fast
+from numpygpt import fast, ops, optim, sample, train
+from numpygpt import model as model_module
+from numpygpt.model import GPT2, Config, as_dtype, init, with_ops
 
 GLIBC = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt")
 LAYERS = """
@@ -62,3 +70,378 @@ def test_another_c_library_is_left_alone(monkeypatch):
     with fast.kept_memory():
         assert asked == []
     assert asked == []
+
+
+# ---- how many threads ---------------------------------------------------------------------------
+
+
+def test_the_variable_says_how_many_threads(monkeypatch):
+    monkeypatch.setenv("NUMPYGPT_THREADS", " 3 ")
+    assert fast.threads() == 3
+    for wrong in ("0", "-1", "two", "1.5"):
+        monkeypatch.setenv("NUMPYGPT_THREADS", wrong)
+        with pytest.raises(ValueError, match="NUMPYGPT_THREADS must be a positive integer"):
+            fast.threads()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
+def test_else_it_is_the_cores_that_the_process_may_use(monkeypatch):
+    monkeypatch.delenv("NUMPYGPT_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3, 5})
+    monkeypatch.setattr(fast, "_quota", lambda: math.inf)
+    assert fast.threads() == 3
+    monkeypatch.setattr(fast, "_quota", lambda: 2)
+    assert fast.threads() == 2
+
+
+@pytest.mark.parametrize(
+    "files, cores",
+    [
+        ({}, math.inf),
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "max 100000"}, math.inf),
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "150000 100000"}, 2),
+        ({"proc/self/cgroup": "0::/a/b", "sys/fs/cgroup/a/cpu.max": "300000 100000"}, 3),
+        ({"proc/self/cgroup": "0::/a", "sys/fs/cgroup/a/cpu.max": "20000 100000"}, 1),
+        (
+            {
+                "proc/self/cgroup": "4:memory:/m\n3:cpu,cpuacct:/c\n0::/",
+                "sys/fs/cgroup/cpu/c/cpu.cfs_quota_us": "250000",
+                "sys/fs/cgroup/cpu/c/cpu.cfs_period_us": "100000",
+            },
+            3,
+        ),
+        (
+            {
+                "proc/self/cgroup": "1:cpu:/",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+            },
+            math.inf,
+        ),
+        (
+            {"proc/self/cgroup": "not a line of it", "sys/fs/cgroup/cpu.max": "what is this"},
+            math.inf,
+        ),
+    ],
+)
+def test_a_containers_share_of_time_counts_as_cores(files, cores, tmp_path):
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n", encoding="utf-8")
+    assert fast._quota(str(tmp_path)) == cores
+
+
+# ---- BLAS is held, and given back ---------------------------------------------------------------
+
+
+def blas_threads():
+    return [library["num_threads"] for library in threadpoolctl.threadpool_info()]
+
+
+@pytest.fixture
+def two_blas_threads(monkeypatch):
+    monkeypatch.setenv("NUMPYGPT_THREADS", "2")
+    with threadpoolctl.threadpool_limits(2):
+        if blas_threads() != [2]:
+            pytest.skip("this BLAS cannot be told how many threads to use")
+        yield
+
+
+def small_model():
+    config = Config(300, 64, 32, 4, 2)
+    return GPT2(config, init(config, np.random.default_rng(0)))
+
+
+def test_blas_has_one_thread_inside_and_what_it_had_outside(two_blas_threads):
+    with fast.one_blas_thread():
+        assert blas_threads() == [1]
+        with fast.one_blas_thread():
+            assert blas_threads() == [1]
+        assert blas_threads() == [1]
+    assert blas_threads() == [2]
+    with pytest.raises(KeyError), fast.one_blas_thread():
+        raise KeyError
+    assert blas_threads() == [2]
+
+
+def test_the_model_holds_it_and_gives_it_back(two_blas_threads):
+    model, seen = small_model(), []
+
+    def watching(x):
+        seen.append(blas_threads())
+        return ops.gelu(x)
+
+    watched = with_ops(model, gelu=watching)
+    watched.forward([1, 2, 3])
+    watched.loss_and_grads([1, 2, 3], [2, 3, 4])
+    assert seen == [[1]] * 4
+    assert blas_threads() == [2]
+    with pytest.raises(ValueError, match="vocabulary"):
+        model.forward([300])
+    assert blas_threads() == [2]
+
+
+def test_a_generator_holds_no_blas_thread_while_it_waits(two_blas_threads):
+    model = small_model()
+    steps = sample.generate(model, [1, 2, 3], 5)
+    next(steps)
+    assert blas_threads() == [2]  # the loop's body multiplies as it always did
+    del steps  # abandoned
+    batches = iter([(np.ones((2, 3), int),) * 2 + (np.ones((2, 3), bool),)] * 3)
+    settings = train.Settings(steps=3)
+    steps = train.train(model, batches, settings, optim.adam_state(model.params))
+    next(steps)
+    assert blas_threads() == [2]
+    assert fast._keeper.count == 1
+    steps.close()
+    assert fast._keeper.count == 0
+
+
+def test_threads_that_hold_it_at_once_leave_it_as_it_was(two_blas_threads):
+    """In every order of coming and going."""
+    for first_leaves_first in (True, False):
+        entered, leave = threading.Event(), threading.Event()
+
+        def other(entered=entered, leave=leave):
+            with fast.one_blas_thread():
+                entered.set()
+                leave.wait(60)
+
+        thread = threading.Thread(target=other)
+        with fast.one_blas_thread():
+            thread.start()
+            entered.wait(60)
+            assert blas_threads() == [1]
+            if not first_leaves_first:
+                leave.set()
+                thread.join()
+                assert blas_threads() == [1]
+        assert blas_threads() == [2]
+        leave.set()
+        thread.join()
+        assert blas_threads() == [2]
+
+
+def test_importing_changes_nothing():
+    code = (
+        "import threading, numpy, threadpoolctl\n"
+        "before = threadpoolctl.threadpool_info()\n"
+        "import numpygpt; numpygpt.GPT2, numpygpt.generate\n"
+        "assert threadpoolctl.threadpool_info() == before\n"
+        "assert threading.active_count() == 1"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- sharing ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=("1", "2", "3", "5"))
+def count(request, monkeypatch):
+    """Sharing with so many threads, and everything is worth it."""
+    monkeypatch.setenv("NUMPYGPT_THREADS", request.param)
+    for name in ("SMALL", "SMALL_PRODUCT"):
+        monkeypatch.setattr(fast, name, 0)
+    monkeypatch.setattr(model_module, "SHARED_ATTENTION", 0)
+    return int(request.param)
+
+
+def test_results_come_in_the_order_of_the_pieces(count):
+    assert fast.share(lambda i: i * i, range(100)) == [i * i for i in range(100)]
+    assert fast.share(lambda i: i, []) == []
+
+
+def test_a_piece_may_share_again(count):
+    def outer(i):
+        return fast.share(lambda j: (i, j), range(3))
+
+    assert fast.share(outer, range(4)) == [[(i, j) for j in range(3)] for i in range(4)]
+
+
+def test_the_error_of_a_piece_is_raised_and_the_next_call_works(count):
+    def work(i):
+        if i == 7:
+            raise KeyError("seven")
+        return i
+
+    for _ in range(3):
+        with pytest.raises(KeyError, match="seven"):
+            fast.share(work, range(9))
+    assert fast.share(lambda i: i, range(9)) == list(range(9))
+
+
+def test_what_the_caller_ignores_is_ignored_in_every_piece(count):
+    def overflow(i):
+        return np.full(1000, 1e38, np.float32) * np.float32(10)
+
+    with np.errstate(over="ignore"):
+        assert all(np.isinf(x).all() for x in fast.share(overflow, range(8)))
+    with np.errstate(over="raise"), pytest.raises(FloatingPointError):
+        fast.share(overflow, range(8))
+
+
+def test_without_another_thread_all_is_done_by_the_one_that_asks(monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(fast, "_crew", fast._Crew())
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setenv("NUMPYGPT_THREADS", "4")
+    assert fast.share(lambda i: i, range(9)) == list(range(9))
+
+
+@pytest.mark.parametrize("dtype", ("float32", "float64"))
+def test_products_of_every_shape(count, dtype):
+    rng, line = np.random.default_rng(5), {"float32": 1e-6, "float64": 1e-14}[dtype]
+    for rows in (1, 2, 6, 7, 63, 65, 191, 192, 200):
+        for n, m in ((17, 9), (1, 5), (40, 1), (5, 700)):
+            x = rng.standard_normal((rows, n)).astype(dtype)
+            w = rng.standard_normal((n, m)).astype(dtype)
+            plus = rng.standard_normal(m).astype(dtype)
+            exact = x.astype("f8") @ w.astype("f8") + plus
+            for layout in (w, np.asfortranarray(w), np.repeat(w, 2, axis=1)[:, ::2]):
+                for left in (x, np.asfortranarray(x), x[None]):
+                    y = fast.matmul(left, layout, plus=plus)
+                    assert y.dtype == dtype and y.shape == (*left.shape[:-1], m)
+                    assert gap(y.reshape(rows, m), exact) < line
+                assert gap(fast.matmul(x, layout), exact - plus) < 10 * line
+
+
+def test_the_same_call_gives_the_same_bits(count):
+    config = Config(500, 96, 48, 3, 2)
+    model = GPT2(config, init(config, np.random.default_rng(1)))
+    tokens = np.random.default_rng(2).integers(0, 500, (2, 90))
+    loss, grads = model.loss_and_grads(tokens, tokens)
+    for _ in range(5):
+        again, same = model.loss_and_grads(tokens, tokens)
+        assert again == loss
+        assert all(np.array_equal(same[name], grads[name]) for name in grads)
+
+
+def test_sharing_changes_no_number_but_by_rounding(count, monkeypatch):
+    config = Config(500, 96, 48, 3, 2)
+    model = as_dtype(GPT2(config, init(config, np.random.default_rng(1))), "float64")
+    tokens = np.random.default_rng(2).integers(0, 500, (2, 90))
+    monkeypatch.setattr(fast, "TILE", 64)
+    loss, grads = model.loss_and_grads(tokens, tokens)
+    logits, _ = model.forward(tokens, pads=np.array([0, 7]))
+    monkeypatch.undo()
+    monkeypatch.setenv("NUMPYGPT_THREADS", "1")
+    alone, expected = model.loss_and_grads(tokens, tokens)
+    assert gap(loss, alone) < 1e-12
+    assert gap(logits, model.forward(tokens, pads=np.array([0, 7]))[0]) < 1e-12
+    for name in grads:
+        assert gap(grads[name], expected[name]) < 1e-12, name
+
+
+def test_threads_of_the_user_may_all_compute_at_once(count):
+    model = small_model()
+    tokens = np.random.default_rng(3).integers(0, 300, (4, 2, 20))
+    expected = [model.forward(x)[0] for x in tokens]
+    found = [[] for _ in tokens]
+
+    def work(i):
+        for _ in range(3):
+            found[i].append(model.forward(tokens[i])[0])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(tokens))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for results, right in zip(found, expected, strict=True):
+        assert len(results) == 3
+        assert all(np.array_equal(result, right) for result in results)
+
+
+def test_operations_of_others_are_called_in_the_thread_that_asks(count):
+    callers = set()
+
+    def softmax(x):
+        callers.add((threading.get_ident(), x.shape[1]))
+        return ops.softmax(x)
+
+    with_ops(small_model(), softmax=softmax).forward(np.ones((2, 60), int))
+    assert callers == {(threading.get_ident(), 4)}  # with all heads at once
+
+
+def test_a_formula_with_rows_of_another_number_is_left_whole(count):
+    @fast.by_rows
+    def add(x, y):
+        return x + y
+
+    x, y = np.ones((3, 4, 5)), np.arange(20.0).reshape(4, 5)
+    np.testing.assert_array_equal(add(x, y), x + y)
+    np.testing.assert_array_equal(add(x, y=x), x + x)
+    with pytest.raises(ValueError, match="broadcast"):
+        add(x, np.ones((3, 5)))
+
+
+AFTER_A_FORK = """
+import os, signal, sys, threading
+import numpy as np
+from numpygpt import fast
+import threadpoolctl
+os.environ["NUMPYGPT_THREADS"] = "2"
+import warnings; warnings.simplefilter("ignore")  # fork and threads: that is what is tried here
+signal.alarm(60)  # a child that waits for a thread it has not would wait for ever
+before = threadpoolctl.threadpool_info()
+assert fast.share(lambda i: i, range(8)) == list(range(8))
+
+def child():
+    assert fast.share(lambda i: i, range(8)) == list(range(8))
+    assert threadpoolctl.threadpool_info() == before
+
+def fork(work):
+    sys.stdout.flush()
+    pid = os.fork()
+    if not pid:
+        signal.alarm(60)
+        try:
+            work()
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), flush=True)
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+
+fork(child)
+entered, leave = threading.Event(), threading.Event()
+def hold():
+    with fast.one_blas_thread():
+        entered.set()
+        leave.wait()
+holder = threading.Thread(target=hold)
+holder.start()
+entered.wait()
+fork(child)  # the thread that holds BLAS is not in the child
+leave.set()
+holder.join()
+with fast.one_blas_thread():
+    def inside():
+        fast.share(lambda i: i, range(8))
+        assert [x["num_threads"] for x in threadpoolctl.threadpool_info()] in ([1], [])
+    fork(inside)
+assert threadpoolctl.threadpool_info() == before
+print("well")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_after_a_fork_the_child_begins_anew():
+    ran = subprocess.run([sys.executable, "-c", AFTER_A_FORK], capture_output=True, text=True)
+    assert (ran.stdout, ran.returncode) == ("well\n", 0), ran
+
+
+def test_the_threads_do_not_keep_a_process_from_ending():
+    code = (
+        "import os; os.environ['NUMPYGPT_THREADS'] = '3'\n"
+        "from numpygpt import fast; import atexit\n"
+        "atexit.register(lambda: print(fast.share(lambda i: i, range(3))))\n"
+        "fast.share(lambda i: i, range(9))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert (ran.stdout, ran.stderr) == ("[0, 1, 2]\n", "")
