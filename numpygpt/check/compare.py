@@ -34,7 +34,7 @@ def compare(
         say("running the reference in float64")
     names = dict(names or {})
     ids, pads, valid, remarks = batch(theirs, model, tokens, pads, names)
-    reference, theirs, more = _as_logits(theirs, as_dtype(model, np.float64), ids)
+    reference, theirs, more = _as_logits(theirs, _as_float64(model), ids)
     remarks += more
 
     def aligned_with(reference):
@@ -58,8 +58,9 @@ def compare(
             "matched to a tensor of the model; say what they are with --names"
         )
     case = Case(
-        reference, ids, aligned.arrays, pads, chunks, valid, tuple(aligned.copies), aligned.whose
-    )
+        reference, ids, aligned.arrays, pads, chunks, valid, tuple(aligned.copies), aligned.whose,
+        right,
+    )  # fmt: skip
     found = diagnose(case, say)
     remarks += aligned.remarks
     if rewritten and found.verdict == "agrees":
@@ -89,6 +90,10 @@ def compare_with_record(theirs: dict, ours: dict, names=None) -> Diagnosis:
         remarks=tuple(aligned.remarks), matched=aligned.matched, sure=aligned.sure,
         not_compared=tuple(aligned.unknown),
     )  # fmt: skip
+
+
+def _as_float64(model):
+    return model if model.dtype == np.float64 else as_dtype(model, np.float64)
 
 
 # ---- how the batch was computed -----------------------------------------------------------------
