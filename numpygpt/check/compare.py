@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from numpygpt.check import align as names_and_layouts
-from numpygpt.check import processing
+from numpygpt.check import backward, processing
 from numpygpt.check.diagnose import Case, Diagnosis, diagnose, difference
 from numpygpt.check.trace import replay
 from numpygpt.model import GPT2, as_dtype, with_ops
@@ -34,7 +34,10 @@ def compare(
         say("running the reference in float64")
     names = dict(names or {})
     ids, pads, valid, remarks = batch(theirs, model, tokens, pads, names)
-    reference, theirs, more = _as_logits(theirs, _as_float64(model), ids)
+    wide = _as_float64(model)
+    learned = backward.compare_gradients(theirs, wide, ids, pads)
+    theirs = {n: a for n, a in theirs.items() if n not in learned.names}
+    reference, theirs, more = _as_logits(theirs, wide, ids)
     remarks += more
 
     def aligned_with(reference):
@@ -51,7 +54,7 @@ def compare(
         aligned, right = aligned_with(reference)
         what = "; ".join(processing.NAMES[name] for name in rewritten)
         remarks.append(f"harmless processing, as TransformerLens does by default: {what}")
-    if set(aligned.arrays) <= {"tokens", "positions"}:
+    if set(aligned.arrays) <= {"tokens", "positions"} and not learned.rows:
         left = ", ".join(n for n in theirs if n not in aligned.matched)
         raise ValueError(
             f"nothing was compared: none of the arrays {left[:200] or '(there are none)'} could be "
@@ -61,7 +64,7 @@ def compare(
         reference, ids, aligned.arrays, pads, chunks, valid, tuple(aligned.copies), aligned.whose,
         right,
     )  # fmt: skip
-    found = diagnose(case, say)
+    found = backward.with_gradients(diagnose(case, say), learned)
     remarks += aligned.remarks
     if rewritten and found.verdict == "agrees":
         found = replace(found, verdict="harmless", harmless="harmless-processing")
@@ -116,7 +119,7 @@ def batch(theirs, model, tokens=None, pads=None, names=None):
             f"tokens lie between {ids.min()} and {ids.max()}, but the model has ids 0 to "
             f"{model.config.n_vocab - 1}: is it the model that was run?"
         )
-    mask = next((a for n, a in theirs.items() if "mask" in n.lower() and _fits(a, ids)), None)
+    mask = next((a for n, a in theirs.items() if _is_mask(n, a, ids)), None)
     if mask is None or (np.asarray(mask) != 0).all():
         return ids, pads, None, remarks
     mask = np.reshape(mask, ids.shape) != 0
@@ -135,8 +138,11 @@ def batch(theirs, model, tokens=None, pads=None, names=None):
     )
 
 
-def _fits(array, ids):
-    return array.size == ids.size and set(np.unique(array)) <= {0, 1}
+def _is_mask(name, array, ids):
+    fits = array.shape in (ids.shape, ids.shape[1:]) and array.size == ids.size
+    if not fits or "mask" not in name.lower() or "loss" in name.lower():
+        return False
+    return set(np.unique(array)) <= {0, 1}
 
 
 def _their_tokens(theirs, model, names, remarks):

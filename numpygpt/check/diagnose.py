@@ -183,7 +183,7 @@ def difference(theirs: dict, ours: dict, valid=None, whose=None, copies=()) -> D
         rows.insert(1 + [row.name for row in rows].index(entry), copy)
     differing = list(dict.fromkeys(row.name for row in rows if not row.right))
     if not differing:
-        return Diagnosis(rows, None, rows[-1].name)
+        return Diagnosis(rows, None, rows[-1].name if rows else None)
     at = [row.name for row in rows].index(differing[0])
     first = next(row for row in rows if not row.right)
     numbers = [row for row in rows if row.name not in ("tokens", "positions")]

@@ -12,16 +12,23 @@ def trace_command(args):
     """Write down every tensor of a forward pass, by name."""
 
     from numpygpt import model as forward
-    from numpygpt.check import trace
+    from numpygpt.check import backward, trace
     from numpygpt.formats import dump
 
     if args.list:
         print(trace.catalogue())
         return
+    if args.tokenizer_fixtures:
+        _write_fixtures(args)
+        return
     model, tokenizer = _load_for(args.prompt, args.model)
     tokens, pads = _token_rows(args.prompt, args.tokens, tokenizer)
     model = forward.as_dtype(model, args.dtype)
     record = model.forward(tokens, pads=pads, keep="everything")[1]
+    if args.params:
+        record = record | {f"param.{name}": array for name, array in model.params.items()}
+    if args.backward:
+        record = record | backward.loss_and_gradients(model, tokens, pads)
     kept = {n: a for n, a in record.items() if any(fnmatch.fnmatch(n, x) for x in args.names)}
     if not kept:
         raise ValueError(f"no tensor is called {' or '.join(args.names)}: see --list")
@@ -30,6 +37,24 @@ def trace_command(args):
         dump.write(args.output, {"tokens": tokens} | kept, path)
     for name, array in kept.items():
         print(f"{name:20} {array.dtype!s:8} {array.shape}")
+
+
+def _write_fixtures(args):
+    """Strings and their ids as JSON, with the official vocabulary or that of --model."""
+    import numpygpt
+    from numpygpt.check.fixtures import tokenizer_fixtures
+
+    official = args.model == MODEL["default"]
+    tokenizer = numpygpt.Tokenizer.gpt2() if official else load(args.model)[1]
+    cases = tokenizer_fixtures(tokenizer)
+    lines = ",\n".join(f"  {json.dumps(case)}" for case in cases)
+    vocabulary = json.dumps("GPT-2's official one" if official else args.model)
+    text = f'{{\n "vocabulary": {vocabulary},\n "cases": [\n{lines}\n ]\n}}\n'
+    if not args.output:
+        print(text, end="")
+        return
+    with open(args.output, "w", encoding="utf-8") as file:
+        file.write(text)
 
 
 def compare_command(args):
@@ -155,7 +180,17 @@ def add(command):
     p.add_argument("prompt", nargs="*", help="several are padded at the left to one batch")
     p.add_argument("--tokens", action="append", default=[], help='ids instead: "17 310 203"')
     p.add_argument("--model", **MODEL)
-    p.add_argument("-o", "--output", metavar="FILE", help=".npz or .safetensors")
+    p.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help=".npz, .safetensors, or a folder/ of raw float32 with index.json",
+    )
+    p.add_argument("--backward", action="store_true", help="the loss and all gradients, too")
+    p.add_argument("--params", action="store_true", help="the parameters, too")
+    p.add_argument(
+        "--tokenizer-fixtures", action="store_true", help="difficult strings and their ids, as JSON"
+    )
     p.add_argument("--names", nargs="+", default=["*"], help='of the tensors, "h.0.*" for instance')
     p.add_argument("--dtype", default="float32", choices=["float32", "float64"])
     p.add_argument("--list", action="store_true", help="print names, shapes, formulas, sources")

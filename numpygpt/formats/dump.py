@@ -16,6 +16,7 @@ UNREADABLE = (
     ValueError, TypeError, EOFError, KeyError, SyntaxError, OverflowError, MemoryError,
     RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
+INDEX = "index.json"
 ENDINGS = (".npz", ".npy", ".safetensors", ".json", ".bin")
 BFLOAT16 = np.dtype("V2")  # what NumPy makes of an ml_dtypes.bfloat16 it does not know
 
@@ -23,9 +24,9 @@ BFLOAT16 = np.dtype("V2")  # what NumPy makes of an ml_dtypes.bfloat16 it does n
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Name -> array. A single .npy file is called "logits".
 
-    Raw float32, little-endian, is a .bin beside a .json of the same name that holds the shapes in
-    the order of the file, {"ln_f": [1, 4, 768], ...}; either may be named. Pickles are refused:
-    they can run any code.
+    Raw float32, little-endian, is a folder as `write` makes it, or a .bin beside a .json of the
+    same name that holds the shapes in the order of the file, {"ln_f": [1, 4, 768], ...}; either may
+    be named. Pickles are refused: they can run any code.
     Raises ValueError for a file that cannot be read, FileNotFoundError for one that is missing.
     """
     path = Path(path)
@@ -76,7 +77,28 @@ def _npy(path):
 
 
 def _folder(path):
+    if (path / INDEX).is_file():
+        return {name: _raw_file(path, entry) for name, entry in _index(path)["tensors"].items()}
     return {file.stem: _npy(file) for file in sorted(path.glob("*.npy"))}
+
+
+def _index(path):
+    index = json.loads((path / INDEX).read_text(encoding="utf-8"))
+    if not isinstance(index, dict) or not isinstance(index.get("tensors"), dict):
+        raise ValueError(f'{INDEX} should hold {{"tensors": {{name: {{"file", "shape"}}}}}}')
+    return index
+
+
+def _raw_file(folder, entry):
+    if not isinstance(entry, dict) or not _is_shape(entry.get("shape")):
+        raise ValueError(f"an entry of {INDEX} has no shape")
+    file = folder / Path(str(entry.get("file"))).name  # in this folder, whatever it says
+    data = file.read_bytes() if file.is_file() else None
+    expected = 4 * math.prod(entry["shape"])
+    if data is None or len(data) != expected:
+        there = "is missing" if data is None else f"has {len(data)} bytes"
+        raise ValueError(f"{file.name} {there}, where its shape takes {expected}")
+    return np.frombuffer(data, "<f4").reshape(entry["shape"])
 
 
 def _raw(path):
@@ -106,21 +128,42 @@ def _widened(array):
 
 
 def write(path: str | os.PathLike, arrays: dict[str, np.ndarray], model: str = ""):
-    """Arrays as .npz or .safetensors; `model`, the name of what computed them, is written along.
+    """Arrays as .npz or .safetensors, or as a folder of raw float32; with the model's name.
 
-    Raises ValueError for another ending of the file's name.
+    The folder, for a path that ends in / or has no ending, holds a file of little-endian float32
+    for each array, in C order, and index.json: {"model": ..., "tensors": {name: {"file",
+    "shape"}}}, one array a line in the order of computation. Raises ValueError for another ending.
     """
     if str(path).endswith(".safetensors"):
         safetensors.write(path, arrays, {"model": model})
     elif str(path).endswith(".npz"):
         with writing(path, binary=True) as file:
             np.savez(file, **arrays, model=np.array(model))
+    elif str(path).endswith(("/", os.sep)) or not Path(path).suffix:
+        _write_raw(Path(path), arrays, model)
     else:
-        raise ValueError(f"{path} should end in .npz or .safetensors")
+        raise ValueError(f"{path} should end in .npz or .safetensors, or in / for a folder")
+
+
+def _write_raw(folder, arrays, model):
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for name, array in arrays.items():
+        file = name.replace("/", "_") + ".f32"
+        (folder / file).write_bytes(np.ascontiguousarray(array, "<f4").tobytes())
+        lines.append(
+            f"  {json.dumps(name)}: {json.dumps({'file': file, 'shape': list(array.shape)})}"
+        )
+    tensors = ",\n".join(lines)
+    text = f'{{\n "model": {json.dumps(model)},\n "tensors": {{\n{tensors}\n }}\n}}\n'
+    with writing(folder / INDEX) as file:  # last, so that what can be read is whole
+        file.write(text)
 
 
 def model_of(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> str:
     """The model that `write` was told, or ""."""
     if str(path).endswith(".safetensors"):
         return safetensors.read_metadata(path).get("model", "")
+    if (Path(path) / INDEX).is_file():
+        return str(_index(Path(path)).get("model", ""))
     return str(arrays.get("model", ""))
