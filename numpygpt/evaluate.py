@@ -119,7 +119,10 @@ def stream_nats(model, ids, stride: int | None = None, batch: int | None = None)
 
 
 def bits_per_byte(nats: float, n_bytes: int) -> float:
-    """nats / ln 2 / bytes: unlike a loss per token, it compares models with other vocabularies."""
+    """nats / ln 2 / bytes: unlike a loss per token, it compares models with other vocabularies.
+
+    For enwik8 the paper gives 1.16 for 124M.
+    """
     return nats / math.log(2) / n_bytes
 
 
@@ -436,9 +439,10 @@ def lambada(model, tokenizer, texts: Iterable[str], protocol: str = "word", batc
 def hellaswag_questions(tokenizer, items: Iterable[dict]) -> list[Question]:
     """Lines of the published JSON with `ctx`, `endings` and `label`; see `hellaswag`."""
     questions = []
-    for item in items:
+    for number, item in enumerate(items, 1):
         context = _encode(tokenizer, item["ctx"])
         rows = [(context, _encode(tokenizer, " " + ending, False)) for ending in item["endings"]]
+        _check_tokens(f"HellaSwag item {number}", rows)
         questions.append(Question(rows, int(item["label"])))
     return questions
 
@@ -541,6 +545,7 @@ def cbt_questions(tokenizer, items: Iterable[dict]) -> list[Question]:
             (_encode(tokenizer, context), _encode(tokenizer, t[len(context) :], False))
             for t in texts
         ]
+        _check_tokens(f"item {number} of the Children's Book Test", rows)
         questions.append(Question(rows, options.index(item["answer"])))
     return questions
 
@@ -685,6 +690,11 @@ def trigram_nats(ids: list[int], n_vocab: int, known: list[int] | tuple = ()) ->
             seen[w] = seen.get(w, 0) + 1
         u, v = v, w
     return total
+
+
+def _check_tokens(where, rows):
+    if not all(context and ids for context, ids in rows):
+        raise ValueError(f"{where} has a context or a continuation without a token")
 
 
 def _check_some(items, what):

@@ -259,6 +259,17 @@ def test_a_question_without_answer_or_gap_is_refused(change, value):
         evaluate.cbt_questions(Letters(), [item])
 
 
+def test_an_item_without_tokens_is_named():
+    item = {"ctx": "q", "endings": ["a", "b", "c", "d"], "label": 0}
+    with pytest.raises(
+        ValueError, match="HellaSwag item 2 has a context or a continuation without"
+    ):
+        evaluate.hellaswag_questions(Letters(), [item, item | {"ctx": ""}])
+    nothing = {"sentences": [], "question": "XXXXX q", "answer": "a", "options": ["a", "b"]}
+    with pytest.raises(ValueError, match="item 1 of the Children's Book Test has a context"):
+        evaluate.cbt_questions(Letters(), [nothing])
+
+
 def test_the_childrens_book_test_by_hand():
     """The rest of the sentence decides: after "m" the "n" is likely, after the others it is not."""
     items = [

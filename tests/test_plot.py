@@ -217,6 +217,24 @@ def test_the_command_draws_the_bundled_model(tmp_path, what, ending, capsys):
     assert capsys.readouterr().err == f"drawn in {out}\n"
 
 
+def test_damaged_weights_are_not_drawn(tmp_path, capsys):
+    config = model.Config(262, 16, 12, 3, 2)
+    tokenizer = Tokenizer.train("the fox and the hen " * 9, 262)
+    params = model.init(config, np.random.default_rng(0))
+    for name, value in (("h.1.mlp.c_fc.weight", 1e38), ("wte.weight", np.nan)):
+        params[name] = params[name] * np.float32(value) * 50
+        checkpoint.save(model.GPT2(config, params), tokenizer, tmp_path / "model")
+        for what in ("next", "logprobs", "heads", "lens", "attribution", "induction", "embedding"):
+            if value == 1e38 and what == "embedding":  # which does not read c_fc
+                continue
+            text = [] if what == "induction" else ["the fox and"]
+            command = ["plot", what, *text, "--model", str(tmp_path / "model")]
+            assert cli.main([*command, "-o", str(tmp_path / "a.png")]) == 1, what
+            err = capsys.readouterr().err
+            assert "NaN or infinity" in err and err.count("\n") == 1, what
+    assert not (tmp_path / "a.png").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

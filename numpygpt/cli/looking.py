@@ -48,16 +48,25 @@ def _read_text(args):
     ids = tokenizer.encode(text, allowed_special=tokenizer.special)
     if not ids:
         raise ValueError("the text is empty: there is nothing to look at")
-    logits, acts = model.forward(ids, keep="everything")
-    _check_numbers(logits)
-    return model, tokenizer, ids, logits[0], acts
+    logits, acts = _forward(model, ids)
+    return model, tokenizer, ids, logits, acts
 
 
-def _check_numbers(logits):
+def _forward(model, ids):
+    """Logits (T, V) and the record; NaN and infinity are not drawn."""
     import numpy as np
 
-    if not np.isfinite(logits).all():
-        raise FloatingPointError("the model returned NaN or infinity: its weights are damaged")
+    with np.errstate(all="ignore"):
+        logits, acts = model.forward(ids, keep="everything")
+    _check_finite("the model returned", logits)
+    return logits[0], acts
+
+
+def _check_finite(what, array):
+    import numpy as np
+
+    if not np.isfinite(array).all():
+        raise FloatingPointError(f"{what} NaN or infinity: its weights are damaged")
 
 
 def _check_layer(model, layer, head=0):
@@ -133,7 +142,7 @@ def _plot_logprobs(args, plot):
     model, tokenizer, ids, logits, _ = _read_text(args)
     if tokenizer.eot is not None and ids[0] != tokenizer.eot and len(ids) < model.config.n_ctx:
         ids = [tokenizer.eot, *ids]  # so that the first token is expected from something, too
-        logits = model.forward(ids)[0][0]
+        logits, _ = _forward(model, ids)
     if len(ids) < 2:
         raise ValueError("one token alone cannot be expected from anything: give a longer text")
     nats, entropy = analyze.surprise(logits, ids)
@@ -219,6 +228,8 @@ def _plot_embedding(args, plot):
 
     model, tokenizer = load(args.model)
     ids = _words(args, tokenizer)
+    for name in ("wte.weight", "wpe.weight"):
+        _check_finite(f"the model has in {name}", model.params[name])
     fig, (left, right) = plot.figure(2, width=6.5, height=5.5)
     points, explained = analyze.principal(model.params["wte.weight"][ids])
     plot.embedding(left, points, plot.token_labels(tokenizer, ids), explained)
@@ -287,6 +298,10 @@ def _plot_context(args, plot):
     strides = [n for n in (n_ctx, n_ctx // 2, n_ctx // 4) if n]
     bar = tqdm(strides, disable=None, leave=False)
     each = [evaluate.stream_nats(model, ids, stride) for stride in bar]
+    for stride, (nats, count) in zip(strides, each, strict=True):
+        say(
+            f"stride {stride:>5,}: {nats / count:.4f} nats per token, {n_ctx / stride:g} x the work"
+        )
     fig, axes = plot.figure(2, width=5.5, height=4)
     plot.context(axes, by_position, strides, [nats / count for nats, count in each])
     return fig

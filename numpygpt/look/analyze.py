@@ -326,7 +326,8 @@ def induction(model, length: int = 50, rows: int = 4, *, rng: np.random.Generato
         )
     once = rng.integers(0, model.config.n_vocab, (rows, length))
     tokens = np.concatenate([np.tile(before, (rows, 1)), once, once], 1).astype(np.int64)
-    logits, acts = model.forward(tokens, keep="everything")
+    with np.errstate(all="ignore"):  # of damaged weights; `nats` refuses what comes of them
+        logits, acts = model.forward(tokens, keep="everything")
     scores = [
         acts[f"h.{i}.attn.pattern"].diagonal(1 - length, 2, 3)[..., -length:].mean((0, 2))
         for i in range(model.config.n_layer)
