@@ -162,7 +162,11 @@ def _plot_attribution(args, plot):
     shares = analyze.logit_attribution(model, acts, target, against)
     shares = {name: share[0, -1] for name, share in shares.items()}
     names, sums, by_head = _by_layer(model.config, shares)
-    fig, (left, right) = plot.figure(2, width=5.5, height=max(3.5, 1.2 + 0.22 * len(names)))
+    fig, (left, right) = plot.figure(
+        2,
+        width=max(5.5, 1.5 + 0.42 * model.config.n_head),
+        height=max(3.5, 1.2 + 0.22 * len(names)),
+    )
     plot.attribution(left, names, sums)
     plot.head_scores(right, by_head, "share")
     left.set_title("what each part adds", fontsize=10)
