@@ -3,13 +3,12 @@
 `train` is a generator: whoever iterates draws the bar, saves, prints and stops. A run is its
 parameters, its optimizer state and the number of steps taken; the batches come from a seed, so a
 stopped run that makes them again and skips those already used goes on bit for bit as if it had not
-been stopped.
+been stopped, on as many threads (`fast.threads`), since the order of additions changes rounding.
 """
 
 import itertools
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,9 +20,7 @@ from . import fast, optim
 class Settings:
     """What fixes a run, apart from the model and the text.
 
-    lr is the peak of the schedule, floor its end; `workers` threads share each batch, and since the
-    order of additions changes rounding, they too are part of what makes a run repeatable. Raises
-    ValueError for numbers that make no sense.
+    lr is the peak of the schedule, floor its end. Raises ValueError for numbers that make no sense.
     """
 
     steps: int
@@ -36,10 +33,9 @@ class Settings:
     beta2: float = 0.99
     clip: float = 1.0
     seed: int = 0
-    workers: int = 1
 
     def __post_init__(self):
-        for name in ("steps", "batch", "workers"):
+        for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("lr", "clip"):
@@ -75,17 +71,16 @@ def train(model, batches, settings: Settings, state: optim.AdamState):
     """Train `model` in place from step `state.step` on, yielding a `Step` after each update.
 
     batches: an iterable of (tokens, targets, mask) from `data`; it must stand at the batch of step
-    `state.step` (see `skip`). state: from `optim.adam_state`, or loaded. With several workers,
-    threads share each batch's rows; NumPy lets them run at once, which also spreads the elementwise
-    work that BLAS does not. Give BLAS one thread each then (OPENBLAS_NUM_THREADS=1).
+    `state.step` (see `skip`). state: from `optim.adam_state`, or loaded.
 
     Raises NonFiniteLoss before such a step would spoil the parameters.
     """
     s = settings
-    with fast.kept_memory(), ThreadPoolExecutor(s.workers) as pool:
+    with fast.kept_memory():
         for batch in itertools.islice(batches, max(0, s.steps - state.step)):
             start = time.perf_counter()
-            loss, grads = _loss_and_grads(model, batch, s.workers, pool)
+            with np.errstate(all="ignore"):  # what overflows makes the loss or the norm no number
+                loss, grads = model.loss_and_grads(*batch)
             lr = optim.warmup_cosine(state.step, s.lr, s.floor, s.warmup, s.steps)
             norm = optim.clip(grads, s.clip)
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -100,31 +95,6 @@ def train(model, batches, settings: Settings, state: optim.AdamState):
             seconds = time.perf_counter() - start
             tokens = batch[0].size
             yield Step(state.step, float(loss), lr, norm, tokens, tokens / seconds)
-
-
-def _loss_and_grads(model, batch, workers, pool):
-    """`model.loss_and_grads` of a batch whose rows are shared among threads.
-
-    The mean over all is the mean of the parts weighted by the tokens each counts.
-    """
-
-    def work(part):
-        with np.errstate(all="ignore"):  # what overflows makes the loss or the norm no number
-            return model.loss_and_grads(*part)
-
-    counted = batch[2].sum()
-    if workers == 1 or not counted:
-        return work(batch)
-    parts = zip(*(np.array_split(array, workers) for array in batch), strict=True)
-    parts = [part for part in parts if part[2].any()]
-    results = list(pool.map(work, parts))
-    shares = [float(mask.sum() / counted) for _, _, mask in parts]
-    total = {}
-    for share, (_, grads) in zip(shares, results, strict=True):
-        for name, g in grads.items():
-            g *= share
-            total[name] = total[name] + g if name in total else g
-    return sum(share * float(loss) for share, (loss, _) in zip(shares, results, strict=True)), total
 
 
 def skip(batches, steps: int):

@@ -35,20 +35,6 @@ def test_the_first_loss_is_that_of_guessing_and_the_last_is_lower():
     assert all(step.grad_norm > 0 and step.tokens_per_second > 0 for step in steps)
 
 
-def test_threads_that_share_a_batch_change_rounding_only():
-    """Rows with unequal numbers of counted tokens, one of them with none at all."""
-    losses = []
-    for workers in (1, 2, 3):
-        settings = dataclasses.replace(SETTINGS, workers=workers)
-        gpt, batches, state = new_run(dtype=np.float64)
-        masks = np.random.default_rng(1).random((30, 4, 16)) < 0.4
-        masks[:, 3] = False
-        masked = ((x, y, m) for (x, y, _), m in zip(batches, masks, strict=False))
-        steps = train.train(gpt, masked, settings, state)
-        losses.append([step.loss for step in steps])
-    np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-9)
-
-
 def test_a_run_that_is_saved_and_loaded_goes_on_bit_for_bit(tmp_path):
     gpt, batches, state = new_run()
     whole = [(s.loss, s.grad_norm, s.lr) for s in train.train(gpt, batches, SETTINGS, state)]
@@ -69,10 +55,8 @@ def test_a_run_that_is_saved_and_loaded_goes_on_bit_for_bit(tmp_path):
 def test_a_run_with_other_settings_or_another_model_is_refused(tmp_path):
     gpt, _, state = new_run()
     run.save_run(tmp_path / "run", gpt, state, SETTINGS)
-    longer = dataclasses.replace(SETTINGS, warmup=6, workers=2)
-    with pytest.raises(
-        ValueError, match=r"warmup was 5, now 6; workers was 1, now 2\): repeat them"
-    ):
+    longer = dataclasses.replace(SETTINGS, warmup=6, clip=0.5)
+    with pytest.raises(ValueError, match=r"warmup was 5, now 6; clip was 1.0, now 0.5\): repeat"):
         run.load_run(tmp_path / "run", gpt, longer)
     for config in (model.Config(61, 16, 24, 3, 1), model.Config(61, 16, 24, 4, 2)):
         other = model.GPT2(config, model.init(config, np.random.default_rng(0)))
@@ -94,7 +78,6 @@ def test_a_run_with_other_settings_or_another_model_is_refused(tmp_path):
         {"clip": -1},
         {"beta1": 1},
         {"batch": 0},
-        {"workers": 0},
         {"steps": 0},
         {"seed": -1},
     ],

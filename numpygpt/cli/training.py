@@ -207,7 +207,6 @@ def _training_options(p, batch, lr):
     p.add_argument("--beta2", type=float, help="(default: 0.99)")
     p.add_argument("--clip", type=float, help="largest global gradient norm (default: 1.0)")
     p.add_argument("--seed", type=int, help="(default: 0)")
-    p.add_argument("--workers", type=positive, help="threads that share a batch (default: 1)")
     p.add_argument("--save-every", type=positive, default=200, help="steps")
     p.add_argument("--evaluate-every", type=positive, help="steps (default: a tenth of them)")
     p.add_argument(
