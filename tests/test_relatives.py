@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -168,10 +169,14 @@ def test_the_vocabulary_may_be_the_one_file_of_transformers_5(folder):
 
 def test_cased_or_not_is_read_and_else_seen_in_the_vocabulary(folder):
     for name, lower in (("uncased", True), ("cased", False)):
-        shutil.copy(GOLDEN / "bert" / name / "vocab.txt", folder)
+        lines = (GOLDEN / "bert" / name / "vocab.txt").read_text(encoding="utf-8").splitlines()
+        lines += [f"more{i}" for i in range(75 - len(lines))]
+        (folder / "vocab.txt").write_text("".join(f"{x}\n" for x in lines), encoding="utf-8")
         (folder / "tokenizer_config.json").unlink(missing_ok=True)
         change_json(folder / "config.json", vocab_size=75)
-        assert numpygpt.load(folder)[1].lower is lower
+        with pytest.warns(UserWarning, match="no capitals" if lower else "capitals, so texts keep"):
+            _, tokenizer = numpygpt.load(folder)
+        assert tokenizer.lower is lower
         (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": not lower}))
         assert numpygpt.load(folder)[1].lower is not lower
 
@@ -194,6 +199,16 @@ def test_vocabularies_that_do_not_fit_are_refused(folder):
     path.unlink()
     with pytest.raises(numpygpt.CheckpointError, match="put its vocab.txt there"):
         numpygpt.load(folder)
+
+
+def test_rows_of_padding_are_cut_off_and_it_is_said(folder):
+    expected = numpygpt.load(folder)[0].forward([[2, 5, 3]])[0]
+    path = folder / "vocab.txt"
+    path.write_text("".join(path.read_text(encoding="utf-8").splitlines(True)[:-2]), "utf-8")
+    with pytest.warns(UserWarning, match="75 rows in its embedding for 73 tokens"):
+        model, tokenizer = numpygpt.load(folder)
+    assert model.config.n_vocab == tokenizer.n_vocab == 73
+    assert (model.forward([[2, 5, 3]])[0] == expected[..., :73]).all()
 
 
 def test_special_tokens_of_other_spellings_are_refused(folder):
@@ -338,7 +353,9 @@ def test_damaged_files_are_refused_and_nothing_else_is_raised(folder, gpt1_folde
                 del data[at : at + int(rng.integers(1, 30))]
             path.write_bytes(data)
             try:
-                _, tokenizer = numpygpt.load(original)
+                with warnings.catch_warnings():  # of a shorter vocabulary, for instance
+                    warnings.simplefilter("ignore")
+                    _, tokenizer = numpygpt.load(original)
                 outcomes.add(len(tokenizer.encode("the cat")) > 0)
             except numpygpt.CheckpointError as error:
                 outcomes.add(str(error).count("\n"))
@@ -360,7 +377,8 @@ def test_what_would_cut_texts_otherwise_is_refused(folder):
     path.write_text(
         json.dumps({"pad_token": None, "added_tokens_decoder": {"4": {"content": "[MASK]"}}})
     )
-    assert numpygpt.load(folder)[1].lower
+    with pytest.warns(UserWarning, match="do_lower_case"):
+        assert numpygpt.load(folder)[1].lower
     (folder / "added_tokens.json").write_text(json.dumps({"<ent>": 75}))
     with pytest.raises(numpygpt.CheckpointError, match="'<ent>' was added"):
         numpygpt.load(folder)

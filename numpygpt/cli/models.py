@@ -8,7 +8,7 @@ from numpygpt.cli.shell import MODEL, say
 
 def info_command(args):
     """Show a model's configuration, parameters by part, bytes and FLOPs."""
-    from numpygpt.files import checkpoint
+    from numpygpt.files import checkpoint, pretrained
     from numpygpt.look import analyze
     from numpygpt.model import GPT2
 
@@ -17,7 +17,7 @@ def info_command(args):
         return
     model, tokenizer = load(args.model, also=["GPT1", "Bert"])
     if not isinstance(model, GPT2):
-        _relative(checkpoint.relative(args.model), model, tokenizer)
+        _relative(checkpoint.relative(pretrained.find(args.model)), model, tokenizer)
         return
     config, itemsize = model.config, model.dtype.itemsize
     for name, value in dataclasses.asdict(config).items():
@@ -145,11 +145,11 @@ def load(name, also=()):
     for the folder of another one.
     """
     import numpygpt
-    from numpygpt.files import checkpoint
+    from numpygpt.files import checkpoint, pretrained
 
     model, tokenizer = numpygpt.load(name, fetch=fetch if sys.stderr.isatty() else None)
     if type(model).__name__ not in ("GPT2", *also):
-        kind = checkpoint.relative(name)
+        kind = checkpoint.relative(pretrained.find(name))
         raise checkpoint.CheckpointError(checkpoint.not_gpt2(name, kind))
     return model, tokenizer
 

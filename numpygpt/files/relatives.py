@@ -5,9 +5,11 @@ BERT    model.safetensors   config.json   vocab.txt, or tokenizer.json
 GPT-1   or its shards                     vocab.json and merges.txt, or tokenizer.json
 """
 
+import dataclasses
 import os
 import re
 import unicodedata
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -62,17 +64,38 @@ def load(folder: str | os.PathLike):
     folder = Path(folder)
     fields = text.read_json(folder / "config.json")
     if fields.get("model_type") == "bert":
-        return _fitting(folder, _load_bert(folder, fields), _read_wordpiece(folder))
-    return _fitting(folder, _load_gpt1(folder, fields), _read_character_bpe(folder))
+        (config, params), tokenizer = _load_bert(folder, fields), _read_wordpiece(folder)
+        return bert.Bert(*_without_padding(folder, config, params, tokenizer)), tokenizer
+    (config, params), tokenizer = _load_gpt1(folder, fields), _read_character_bpe(folder)
+    return gpt1.GPT1(*_without_padding(folder, config, params, tokenizer)), tokenizer
 
 
-def _fitting(folder, model, tokenizer):
-    if tokenizer.n_vocab > model.config.n_vocab:
+# What has a row for each token.
+ROWS = (
+    "wte.weight",
+    "lm_head.weight",
+    "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.bias",
+)
+
+
+def _without_padding(folder, config, params, tokenizer):
+    """The rows that belong to tokens: no text has the others' ids, and no token could be shown."""
+    rows, n_vocab = config.n_vocab, tokenizer.n_vocab
+    if n_vocab > rows or rows >= n_vocab + checkpoint.MAX_PADDING:
         raise CheckpointError(
-            f"{folder} is a model of {model.config.n_vocab:,} tokens, but its vocabulary has "
-            f"{tokenizer.n_vocab:,}: they do not belong together"
+            f"{folder} is a model of {rows:,} tokens, but its vocabulary has {n_vocab:,}: they do "
+            "not belong together"
         )
-    return model, tokenizer
+    if n_vocab < rows:
+        warnings.warn(
+            f"{folder} has {rows:,} rows in its embedding for {n_vocab:,} tokens: the others are "
+            "taken for padding and cut off",
+            stacklevel=4,
+        )
+        params = {name: a[:n_vocab] if name in ROWS else a for name, a in params.items()}
+        config = dataclasses.replace(config, n_vocab=n_vocab)
+    return config, params
 
 
 def _config(folder, fields, sizes, switches):
@@ -142,7 +165,7 @@ def _load_bert(folder, fields):
             )
     shapes = bert.parameter_shapes(config, fields.get("type_vocab_size", 2), heads)
     ignored = {*tied, "bert.embeddings.position_ids"}
-    return bert.Bert(config, _params(folder, arrays, shapes, ignored))
+    return config, _params(folder, arrays, shapes, ignored)
 
 
 def _bert_name(name):
@@ -172,9 +195,16 @@ def _read_wordpiece(folder):
     except ValueError as error:
         raise CheckpointError(f"{error}: get it again") from None
     fields = _tokenizer_config(folder)
-    cased = any(unicodedata.category(c) == "Lu" for t in tokens for c in t if t not in bert.SPECIAL)
-    # Where no file says whether it is cased, the vocabulary does: capitals stand in a cased one.
-    lower = fields.get("do_lower_case", not cased)
+    lower = fields.get("do_lower_case")
+    if lower is None:  # capitals stand in a cased vocabulary alone
+        usual = (token for token in tokens if token not in bert.SPECIAL)
+        lower = not any(unicodedata.category(c) == "Lu" for token in usual for c in token)
+        found = (
+            "no capitals, so texts are written small" if lower else "capitals, so texts keep theirs"
+        )
+        warnings.warn(
+            f"no file in {folder} says do_lower_case: its vocabulary has {found}", stacklevel=4
+        )
     chinese = fields.get("tokenize_chinese_chars", True)
     return _wordpiece(path, tokens, lower, fields.get("strip_accents"), chinese)
 
@@ -270,7 +300,7 @@ def _load_gpt1(folder, fields):
         del arrays["lm_head.weight"]
     ignored = {f"h.{i}.attn.bias" for i in range(config.n_layer)} | {"position_ids"}
     shapes = gpt1.parameter_shapes(config, tied="lm_head.weight" not in arrays)
-    return gpt1.GPT1(config, _params(folder, arrays, shapes, ignored))
+    return config, _params(folder, arrays, shapes, ignored)
 
 
 def _gpt1_name(name):
