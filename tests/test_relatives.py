@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -389,3 +391,9 @@ def test_a_notebook_shows_what_it_has(folder, gpt1_folder):
     assert repr(model).startswith("Bert(2 layers, 15 wide, 3 heads, 13 positions, 75 tokens: ")
     assert repr(tokenizer) == "WordPiece(75 tokens, uncased)"
     assert repr(numpygpt.load(gpt1_folder)[0]).startswith("GPT1(2 layers, 15 wide, 3 heads")
+
+
+def test_each_file_of_the_family_is_there_when_it_is_named():
+    code = "import numpygpt as n; print(n.family.gpt3.TABLE[0].name, n.family.transformer.__name__)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["Small", "numpygpt.family.transformer"]

@@ -5,3 +5,7 @@ bert.py         2018: the encoder alone, which fills in hidden words
 gpt1.py         2018: the decoder alone, norms behind the sums
 gpt3.py         2020: GPT-2, larger, with a band of attention in every second block
 """
+
+from numpygpt.family import bert, gpt1, gpt3, transformer
+
+__all__ = ["bert", "gpt1", "gpt3", "transformer"]
