@@ -315,3 +315,23 @@ def test_cosines():
     half = math.sqrt(0.5)
     expected = [[1, half, -1, 0], [half, 1, -half, 0], [-1, -half, 1, 0], [0, 0, 0, 0]]
     np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_heads_work_and_caches_of_the_relatives_by_hand():
+    rows = {row.name: row for row in analyze.family()}
+    heads = {
+        "Transformer base": 8, "Transformer big": 16, "GPT-1": 12, "BERT base": 12,
+        "BERT large": 16, "GPT-2 124M": 12, "GPT-2 1558M": 25, "GPT-3 Small": 12, "GPT-3 175B": 96,
+    }  # fmt: skip
+    assert {name: rows[name].config.n_head for name in heads} == heads
+    # Two FLOPs a weight: 4 d^2 in an attention, 8 d^2 in an MLP; and 4 d for each key that is seen.
+    d, n, v = 512, 512, 37_000
+    encoder, decoder = 6 * (2 * 12 * d * d + 4 * d * n), 6 * (2 * 16 * d * d + 2 * 4 * d * n)
+    assert rows["Transformer base"].flops == encoder + decoder + 2 * d * v
+    assert rows["Transformer base"].cache == n * 6 * 2 * (2 * d) * 4  # of both attentions
+    d, v = 768, 30_522
+    block = 2 * 12 * d * d + 4 * d * 512
+    assert rows["BERT base"].flops == 12 * block + 2 * d * d + 2 * d * v
+    assert rows["BERT base"].cache == 0
+    assert rows["GPT-1"].flops == 12 * block + 2 * d * 40_478
+    assert rows["GPT-1"].cache == 512 * 12 * (2 * d) * 4
