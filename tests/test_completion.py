@@ -242,6 +242,17 @@ def test_names_from_transformers_are_told_the_name_here(model, tokenizer, name, 
         numpygpt.generate(model, [3], 3, **{name: 1})
 
 
+def test_names_for_a_tokenizer_are_told_the_name_here(tokenizer):
+    with pytest.raises(TypeError, match="encode has no return_tensors: ids are a list of int"):
+        tokenizer.encode("A", return_tensors="pt")
+    with pytest.raises(TypeError, match="decode has no skip_special_tokens: leave their ids out"):
+        tokenizer.decode([1], skip_special_tokens=True)
+    with pytest.raises(TypeError, match="encode has no nonsense$"):
+        tokenizer.encode("A", nonsense=1)
+    with pytest.raises(TypeError, match="tokenizer.encode"):
+        tokenizer("A", return_tensors="pt")
+
+
 def test_prompts_that_are_no_texts_are_refused(model, tokenizer):
     for wrong in ([1, 2], 5, [], [["A"]], None):
         with pytest.raises(TypeError, match="prompts must be|not iterable"):
