@@ -274,7 +274,7 @@ def test_train_alone_chooses_and_says_and_without_a_terminal_writes_lines(
     status, _, err = run("train", "my.txt", "--steps", 35, "--batch", 1, "--n-ctx", 64)
     assert status == 0, err
     lines = err.splitlines()
-    assert lines[0] == "the model goes to my-model"
+    assert "the model goes to my-model" in lines
     assert re.search(r"^1\d kB, .* tokens: .* parameters, 35 steps .* on this machine$", err, re.M)
     steps = [
         re.fullmatch(
@@ -391,3 +391,33 @@ def test_what_people_look_for_and_is_not_there(run, words, sentence):
     status, out, err = run(*words)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert sentence in err
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["train", "t.txt", "--lr", "-1"], "lr must be a positive number"),
+        (["train", "t.txt", "--hold-out", "0.9"], "must lie between 0 and 0.5"),
+        (["train", "t.txt", "--n-embd", "30", "--n-head", "4"], "cannot be divided"),
+        (["train", "t.txt", "--model", "tales", "--n-layer", "2"], "has its own sizes"),
+        (["train", "p.jsonl"], "holds JSON lines, not prose"),
+        (["train", "e.txt"], "the text is empty"),
+        (["finetune", "p.jsonl", "--lora", "2", "--lora-alpha", "0"], "alpha must be positive"),
+        (["finetune", "p.jsonl", "--lora-apart"], "only a LoRA can be written apart"),
+        (["finetune", "p.jsonl", "--beta1", "1"], "beta1 must be in"),
+    ],
+)
+def test_misuse_of_training_is_one_line_and_leaves_nothing(
+    run, folder, tmp_path, monkeypatch, words, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.txt").write_text(TEXT, encoding="utf-8")
+    (tmp_path / "e.txt").write_text("", encoding="utf-8")
+    (tmp_path / "p.jsonl").write_text('{"x": "A cat", "y": " ran"}\n', encoding="utf-8")
+    before = sorted(tmp_path.iterdir())
+    if words[0] == "finetune":
+        words = [*words, "--model", folder]
+    status, out, err = run(*words)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert sentence in err
+    assert sorted(tmp_path.iterdir()) == before

@@ -190,6 +190,19 @@ def test_fine_tuning_is_spoiled_neither_by_nan_nor_by_a_full_disk(
     assert list(run.resumable(begin(), **options))[-1].number == 30
 
 
+def test_a_disk_that_is_full_at_once_leaves_a_run_that_can_begin(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            list(run.resumable(text_run(tmp_path / "out")))
+    list(run.resumable(text_run(tmp_path / "out")))
+    numbers = [row["number"] for row in run.read_log(tmp_path / "out" / "training.jsonl")]
+    assert numbers == list(range(31))
+
+
 def test_fine_tuning_learns_to_answer_and_to_end(base, tmp_path):
     """Held-out combinations of words: near 0 exact before, nearly all after."""
     begun = plan.finetuning(

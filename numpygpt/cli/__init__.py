@@ -48,8 +48,8 @@ def _drop_output():
 def _sentence(error):
     if isinstance(error, UnicodeDecodeError):
         return f"the text is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start})"
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.strerror}: {error.filename}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     if isinstance(error, MemoryError):
         return f"there is not enough memory for this: {error}"
     return " ".join(str(error).split())

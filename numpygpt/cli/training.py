@@ -62,11 +62,8 @@ def _pairs(path):
 
 
 def _out(args, source, what):
-    """The folder asked for, or one beside where we are, named after the file; and say which."""
-    out = Path(args.out or f"{Path(source).stem}-{what}")
-    if not args.out:
-        say(f"the model goes to {out}")
-    return out
+    """The folder asked for, or one in the current folder that is named after the file."""
+    return Path(args.out or f"{Path(source).stem}-{what}")
 
 
 def _given(args, names):
@@ -83,6 +80,8 @@ def _run(args, planned):
     """Train with a bar on a terminal and lines elsewhere; Ctrl-C saves the last step."""
     from numpygpt.files import run
 
+    if not args.out:
+        say(f"the model goes to {planned.folder}")
     pressed = _ctrl_c_ends_the_step()
     steps = run.resumable(
         planned,
@@ -158,7 +157,8 @@ class _Reporter:
         best = progress.best and progress.best[0] == progress.number
         self._line(text + (" (the lowest)" if best else ""))
         for line in progress.measured["sample"].splitlines():
-            self._line(f"    {line}")
+            # an untrained model writes any bytes, among them what a terminal takes for commands
+            self._line("    " + "".join(c if c.isprintable() else "\ufffd" for c in line))
 
     def _line(self, text):
         with self.bar.external_write_mode(sys.stderr):

@@ -57,14 +57,15 @@ def pretraining(
     sizes, settings, folder = dict(sizes or {}), dict(settings or {}), Path(folder)
     if base and sizes:
         raise ValueError(f"{', '.join(sizes)}: a model to go on from has its own sizes")
-    texts, held_out = _documents(text, validation, base and base[1], share, say)
     begun = _begun(folder)
+    _check_numbers(settings, sizes)
     about = {"begun from": base[2] if base else "random weights"}
     if begun and begun["begun"].get("begun from", about["begun from"]) != about["begun from"]:
         raise ValueError(
             f"{folder} holds a run that was begun from {begun['begun']['begun from']}, not from "
             f"{about['begun from']}: repeat that, or train into another folder"
         )
+    texts, held_out = _documents(text, validation, base and base[1], share, say)
     if base:
         gpt, tokenizer, _ = base
         ids = data.encode_documents(tokenizer, texts)
@@ -136,6 +137,7 @@ def finetuning(
     if apart and half:
         raise ValueError("a LoRA is written as it is, not as float16")
     begun = _begun(folder)
+    _check_numbers(settings)
     about = {"begun from": name}
     data.pair_rows([*pairs, *(validation or [])], tokenizer, gpt.config.n_ctx)  # refuses long ones
     if validation is None:
@@ -205,6 +207,13 @@ def finetuning(
 # ---- what is chosen -----------------------------------------------------------------------------
 
 
+def _check_numbers(settings, sizes=None):
+    """What makes no sense is refused before anything is said, learned or written."""
+    Settings(**({"steps": 1} | settings))
+    if sizes and {"n_embd", "n_head"} <= sizes.keys():
+        Config(**({"n_vocab": 257, "n_ctx": 1, "n_layer": 1} | sizes))
+
+
 def _documents(text, validation, tokenizer, share, say):
     """(documents to train on, documents to measure on), ended by the tokenizer's end token."""
     if tokenizer:
@@ -232,7 +241,6 @@ def _documents(text, validation, tokenizer, share, say):
 
 def _begun(folder):
     """The run in the folder, or None; a folder in which a model stands alone is refused."""
-    folder.mkdir(parents=True, exist_ok=True)
     begun = run.read_run(folder)
     models = "config.json", adapter.CONFIG
     if begun is None and any((folder / name).exists() for name in models):

@@ -72,12 +72,13 @@ def resumable(
     Raises what `load_run`, `train` and writing to the disk raise; what was saved stays as it was.
     """
     steps = run.settings.steps
+    run.folder.mkdir(parents=True, exist_ok=True)
     saved = run.folder / STATE
     if saved.exists():
         state = load_run(saved, run.model, run.settings, run.text, run.about)
     else:
         state = optim.adam_state(run.model.params)
-    with open_log(run.folder / LOG, state.step) as log:
+    with open_log(run.folder / LOG, state.step if saved.exists() else -1) as log:
         history = [
             (row["number"], row["validation"])
             for row in read_log(run.folder / LOG)
