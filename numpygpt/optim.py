@@ -74,6 +74,23 @@ def decays(name: str, param) -> bool:
     return param.ndim >= 2
 
 
+def average(*params: dict) -> dict:
+    """The mean of the parameters that one run had at several steps: a new dict, in their dtype.
+
+    At a high learning rate each step stands at another side of the same valley, and the mean lies
+    lower than any of them: it does in an instant some of what lowering the rate does in many steps.
+    Raises ValueError for no parameters, and for other names or shapes than those of the first.
+    Source: Izmailov et al. 2018 (stochastic weight averaging).
+    """
+    if not params:
+        raise ValueError("an average needs the parameters of at least one step")
+    shapes = [{name: p.shape for name, p in one.items()} for one in params]
+    if any(other != shapes[0] for other in shapes):
+        raise ValueError("the parameters to average differ in names or shapes: are they one run's?")
+    share = 1 / len(params)
+    return {name: sum(share * one[name] for one in params) for name in params[0]}
+
+
 def adamw(params, grads, state, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0):
     """One step of AdamW, in place on params and state; returns nothing.
 
