@@ -1,7 +1,7 @@
 """GPT-2 in plain NumPy, to read and to check against.
 
     import numpygpt
-    model, tokenizer = numpygpt.load("tales")
+    model, tokenizer = numpygpt.load("stories")
     logits, _ = model.forward(tokenizer.encode("Once upon a time"))
 
 `import numpygpt` loads nothing, not even NumPy: each name below, and each file or folder as

@@ -414,7 +414,7 @@ if __name__ == "__main__":
     import numpygpt  # only for the weights and the vocabulary of the model that comes with it
 
     prompt = sys.argv[1] if sys.argv[1:] else "Once upon a time"
-    model, tokenizer = numpygpt.load("tales")
+    model, tokenizer = numpygpt.load("stories")
     vocab = {token: i for i, token in enumerate(tokenizer.tokens)}
     ids = encode(prompt, vocab, tokenizer.merges)
     settings = {"temperature": 0.8, "k": 40, "rng": np.random.default_rng(0)}

@@ -20,7 +20,7 @@ from numpygpt.files.checkpoint import load_folder
 from numpygpt.formats import CheckpointError, safetensors
 
 PACKAGE = Path(numpygpt.__file__).parent
-TALES = PACKAGE.parent / "weights" / "tales"
+STORIES = PACKAGE.parent / "weights" / "stories"
 CASES = Path(__file__).parent / "golden" / "checkpoint"
 TEXT = "The wolf said: there's the house of the seven kids! <|endoftext|> ünï 🐺"
 
@@ -55,7 +55,7 @@ def test_the_bundled_model_is_the_default(monkeypatch):
     assert np.log(p[range(len(ids) - 1), ids[1:]]).mean() > -np.log(tokenizer.n_vocab) / 2
 
 
-@pytest.mark.parametrize("name", ["tales", "124M", "gpt2", "1558M", "gpt2-xl", "distilgpt2"])
+@pytest.mark.parametrize("name", ["stories", "124M", "gpt2", "1558M", "gpt2-xl", "distilgpt2"])
 def test_names_lead_to_the_weights_folder(places, name):
     official = {"gpt2": "124M", "gpt2-xl": "1558M"}.get(name, name)
     shutil.copytree(CASES / "ours", places / official)
@@ -83,7 +83,7 @@ def test_weights_that_are_not_here(places, name):
 def test_unknown_names_are_told_the_known_ones(places, name):
     with pytest.raises(ValueError, match="neither a folder nor the name of a model") as caught:
         numpygpt.load(name)
-    for known in ("tales", "124M", "gpt2-medium", "distilgpt2"):
+    for known in ("stories", "124M", "gpt2-medium", "distilgpt2"):
         assert known in str(caught.value)
 
 
@@ -115,6 +115,13 @@ def test_a_repository_in_the_cache_of_hugging_face_by_its_name(places):
         numpygpt.load("a/c")
 
 
+def test_the_name_of_the_former_bundle_says_what_took_its_place(places):
+    with pytest.raises(ValueError, match='"stories" took its place as the default'):
+        numpygpt.load("tales")
+    shutil.copytree(CASES / "ours", "tales")  # somebody's own folder is still a folder
+    assert numpygpt.load("tales")[0].config.n_vocab == 270
+
+
 def test_a_folder_that_is_not_there(places):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         numpygpt.load(places / "nothing")
@@ -122,8 +129,8 @@ def test_a_folder_that_is_not_there(places):
 
 def test_a_half_saved_bundle_is_not_taken(places, monkeypatch):
     monkeypatch.setattr(pretrained, "__file__", str(places.parent / "a" / "b" / "pretrained.py"))
-    shutil.copytree(CASES / "ours", places / "tales")
-    (places / "tales" / "config.json").unlink()
+    shutil.copytree(CASES / "ours", places / "stories")
+    (places / "stories" / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="install numpygpt again"):
         numpygpt.load()
 
@@ -267,10 +274,10 @@ def test_a_wheel_gets_every_package_and_the_whole_bundle():
     folders = {path.parent.relative_to(PACKAGE.parent) for path in PACKAGE.rglob("__init__.py")}
     packages = {".".join(folder.parts) for folder in folders}
     assert set(config["options"]["packages"].split()) == packages
-    bundle = PACKAGE.parent / "weights" / "tales"
-    there = {f"weights/tales/{path.name}" for path in bundle.glob("*[!.]*")}
+    bundle = PACKAGE.parent / "weights" / "stories"
+    there = {f"weights/stories/{path.name}" for path in bundle.glob("*[!.]*")}
     there = {name for name in there if "/training." not in name}
-    assert set(config["options.data_files"]["share/numpygpt/tales"].split()) == there
+    assert set(config["options.data_files"]["share/numpygpt/stories"].split()) == there
 
 
 def test_the_bundle_is_found_where_pip_puts_it(tmp_path, monkeypatch):
@@ -283,12 +290,12 @@ def test_the_bundle_is_found_where_pip_puts_it(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained.sysconfig, "get_preferred_scheme", lambda key: key)
     monkeypatch.setattr(pretrained.sysconfig, "get_path", lambda name, scheme: str(paths[scheme]))
     with pytest.raises(FileNotFoundError, match="install numpygpt again"):
-        pretrained.find("tales")
+        pretrained.find("stories")
     for root in (paths["user"], paths["here"], tmp_path / "site"):  # each comes before the last
-        folder = root / "share" / "numpygpt" / "tales"
+        folder = root / "share" / "numpygpt" / "stories"
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}", encoding="utf-8")
-        assert pretrained.find("tales") == folder
+        assert pretrained.find("stories") == folder
 
 
 def test_an_editable_install_is_found_beside_a_clone_called_numpygpt(tmp_path):

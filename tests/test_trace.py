@@ -191,8 +191,8 @@ def test_bfloat16_that_numpy_does_not_know(tmp_path):
 
 def test_the_model_is_written_along(tmp_path, record):
     for name in ("a.npz", "a.safetensors"):
-        dump.write(tmp_path / name, {"ln_f": record["ln_f"]}, "tales")
-        assert dump.model_of(tmp_path / name, dump.read(tmp_path / name)) == "tales"
+        dump.write(tmp_path / name, {"ln_f": record["ln_f"]}, "stories")
+        assert dump.model_of(tmp_path / name, dump.read(tmp_path / name)) == "stories"
     with pytest.raises(ValueError, match="should end in"):
         dump.write(tmp_path / "a.txt", {})
 

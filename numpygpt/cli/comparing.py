@@ -100,7 +100,7 @@ def _dumps(files, args):
 
     theirs = dump.read(files[-1])
     if len(files) == 1:
-        said = args.model or dump.model_of(files[0], theirs) or "tales"
+        said = args.model or dump.model_of(files[0], theirs) or "stories"
         return {n: a for n, a in theirs.items() if n != "model"}, {}, said
     ours = dump.read(files[0])
     name = args.model or dump.model_of(files[0], ours)
@@ -202,7 +202,9 @@ def add(command):
         metavar="FILE",
         help="their file, or ours and theirs; what follows is the prompt",
     )
-    p.add_argument("--model", help="name or folder (default: the one that made our file, or tales)")
+    p.add_argument(
+        "--model", help="name or folder (default: the one that made our file, or stories)"
+    )
     p.add_argument("--tokens", action="append", default=[], help='what was computed: "17 310 203"')
     p.add_argument("--prompt", action="append", default=[], help="the same as text; repeatable")
     p.add_argument("--pads", help='padding tokens at the left of each row: "0 3"')

@@ -5,7 +5,7 @@ import contextlib
 import sys
 import warnings
 
-MODEL = {"default": "tales", "help": "name or folder of a model"}
+MODEL = {"default": "stories", "help": "name or folder of a model"}
 
 
 def say(text):

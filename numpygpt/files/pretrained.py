@@ -13,11 +13,11 @@ from numpygpt.model import GPT2
 
 
 def load(
-    name_or_folder: str | os.PathLike = "tales", fetch: Callable[[str], Path] | None = None
+    name_or_folder: str | os.PathLike = "stories", fetch: Callable[[str], Path] | None = None
 ) -> tuple[GPT2, Tokenizer]:
     """A model and its tokenizer.
 
-    A name: "tales", which comes with this package, or a downloaded model: "124M", "355M", "774M",
+    A name: "stories", which comes with this package, or a downloaded model: "124M", "355M", "774M",
     "1558M" (also "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl") or "distilgpt2". Or a folder in
     Hugging Face's or OpenAI's layout; one that is called like a model is "./gpt2". Or
     "organisation/name", if that stands in Hugging Face's cache on this machine.
@@ -44,15 +44,19 @@ def find(name_or_folder: str | os.PathLike, fetch: Callable[[str], Path] | None 
     """The folder with a model's files; `fetch` and what it raises as in `load`."""
     if isinstance(name_or_folder, os.PathLike):
         return _snapshot_or_folder(Path(name_or_folder))
-    if name_or_folder == "tales":
+    if name_or_folder == "stories":
         return _bundled(name_or_folder)
-    # Here, because it takes as long to import as all the rest, and "tales" has no need of it.
+    # Here, because it takes as long to import as all the rest, and "stories" has no need of it.
     from numpygpt.files import download
 
     official = download.ALIASES.get(name_or_folder, name_or_folder)
     if official not in download.HUGGING_FACE_FILES:
         if os.path.exists(name_or_folder):
             return _snapshot_or_folder(Path(name_or_folder))
+        if name_or_folder == "tales":
+            raise ValueError(
+                'the model "tales" is no longer bundled: "stories" took its place as the default'
+            )
         repositories = {r[0]: name for name, r in download.HUGGING_FACE_FILES.items()}
         if name_or_folder not in repositories:
             return _cached(name_or_folder)
@@ -87,7 +91,7 @@ def _cached(name):
     """The snapshot of "organisation/name" in Hugging Face's cache."""
     from numpygpt.files import download
 
-    names = ", ".join(["tales", *download.HUGGING_FACE_FILES, *download.ALIASES])
+    names = ", ".join(["stories", *download.HUGGING_FACE_FILES, *download.ALIASES])
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         raise ValueError(
             f"{name!r} is neither a folder nor the name of a model; the names are {names}"
