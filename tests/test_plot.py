@@ -249,6 +249,9 @@ def test_damaged_weights_are_not_drawn(tmp_path, capsys):
         (["embedding", "a"], "give at least three"),
         (["next", "a", "-o", "a.xyz"], "'xyz' is not supported"),
         (["loss"], "training.jsonl"),
+        (["next", "a", "--layer", "3"], "--layer is for attention, heads, not for next"),
+        (["cost", "a text"], "the input is for next"),
+        (["lens", "a", "--seed", "0"], "--seed is for induction, not for lens"),
     ],
 )
 def test_what_cannot_be_drawn_is_said_in_one_line(

@@ -10,9 +10,20 @@ def plot_command(args):
     """Draw what a model does: where it looks, what it expects, what adds to it, what it costs."""
     from numpygpt.look import plot
 
+    _check_options(args)
     out = args.output or f"{args.what}.png"
     plot.save(PICTURES[args.what](args, plot), out)
     say(f"drawn in {out}")
+
+
+def _check_options(args):
+    """An option of another picture is refused; the rest get their defaults."""
+    for option, (pictures, default) in OPTIONS.items():
+        if getattr(args, option) is None:
+            setattr(args, option, default)
+        elif args.what not in pictures:
+            name = "the input" if option == "input" else "--" + option.replace("_", "-")
+            raise ValueError(f"{name} is for {', '.join(pictures)}, not for {args.what}")
 
 
 def _plot_loss(args, plot):
@@ -324,6 +335,20 @@ PICTURES = {
     "loss": _plot_loss,
     "cost": _plot_cost,
 }
+TEXT = ("next", "logprobs", "attention", "heads", "lens", "attribution")
+OPTIONS = {  # of which pictures they are, and their defaults
+    "input": ((*TEXT, "embedding", "context", "loss"), None),
+    "layer": (("attention", "heads"), 0),
+    "head": (("attention",), 0),
+    "top": (("next",), 15),
+    "target": (("attribution",), None),
+    "against": (("attribution",), None),
+    "length": (("induction",), None),
+    "seed": (("induction",), 0),
+    "tokens_per_step": (("loss",), None),
+    "windows": (("context",), 60),
+    "shape": (("cost",), None),
+}
 WHAT = """of a text: next, the likeliest next tokens; logprobs, how unexpected each token was;
 attention and heads, where one head or all of a layer look; lens, what each layer would say;
 attribution, what adds to a logit. Of a model: induction, which heads continue what was seen
@@ -340,13 +365,13 @@ def add(command):
     )
     p.add_argument("-o", "--output", help="picture, .png or .svg (default: WHAT.png)")
     p.add_argument("--model", **MODEL)
-    p.add_argument("--layer", type=int, default=0, help="of attention and heads")
-    p.add_argument("--head", type=int, default=0, help="of attention")
-    p.add_argument("--top", type=positive, default=15, help="tokens (next; default: %(default)s)")
+    p.add_argument("--layer", type=int, help="of attention and heads (default: 0)")
+    p.add_argument("--head", type=int, help="of attention (default: 0)")
+    p.add_argument("--top", type=positive, help="so many tokens (next; default: 15)")
     p.add_argument("--target", help="token whose logit is looked at (attribution; else the best)")
     p.add_argument("--against", help="token whose logit is taken off it (attribution)")
-    p.add_argument("--length", type=positive, help="of what is repeated (induction)")
-    p.add_argument("--seed", type=int, default=0, help="of the random tokens (induction)")
+    p.add_argument("--length", type=positive, help="of what is repeated (induction; default: 50)")
+    p.add_argument("--seed", type=int, help="of the random tokens (induction; default: 0)")
     p.add_argument("--tokens-per-step", type=positive, help="where the log lacks them (loss)")
-    p.add_argument("--windows", type=positive, default=60, help="of n_ctx tokens (context)")
-    p.add_argument("--shape", help="as in bench (cost)")
+    p.add_argument("--windows", type=positive, help="of n_ctx tokens (context; default: 60)")
+    p.add_argument("--shape", help="random weights of this size, as in bench (cost)")
