@@ -399,7 +399,7 @@ def test_what_people_look_for_and_is_not_there(run, words, sentence):
         (["train", "t.txt", "--lr", "-1"], "lr must be a positive number"),
         (["train", "t.txt", "--hold-out", "0.9"], "must lie between 0 and 0.5"),
         (["train", "t.txt", "--n-embd", "30", "--n-head", "4"], "cannot be divided"),
-        (["train", "t.txt", "--model", "tales", "--n-layer", "2"], "has its own sizes"),
+        (["train", "t.txt", "--model", "stories", "--n-layer", "2"], "has its own sizes"),
         (["train", "p.jsonl"], "holds JSON lines, not prose"),
         (["train", "e.txt"], "the text is empty"),
         (["finetune", "p.jsonl", "--lora", "2", "--lora-alpha", "0"], "alpha must be positive"),
