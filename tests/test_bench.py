@@ -1,6 +1,9 @@
 """That the table says what it claims; how fast anything is, is no test."""
 
 import json
+import os
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -112,3 +115,75 @@ def test_the_two_terms_of_reading_cross_where_it_is_said(gpt):
     assert length == 12 * CONFIG.n_embd and "12 d" in text
     assert ((square > linear) == (at > length)).all() and at[0] < length < at[-1]
     assert (whole > linear + square).all()
+
+
+def test_the_table_has_a_column_for_each_rival():
+    row = bench.Row("prefill 64", 1000.0, "tokens/s", 900.0, 1100.0, 0.75, {"torch": 1.25})
+    heading, line = bench.heading(["torch", "other"]), bench.table_line(row, ["torch", "other"])
+    assert heading.split()[-3:] == ["ratio", "torch", "other"]
+    assert line.split()[-2:] == ["0.75", "1.25"]
+    assert heading.index("torch") + len("torch") == line.index("1.25") + len("1.25")
+
+
+def test_rivals_are_measured_beside_ours_and_may_have_no_answer(gpt):
+    class Slow:
+        def prefill(self, tokens):
+            return lambda: 1e6
+
+        def training(self, tokens):
+            return None
+
+    limit = bench.Limits(gpt, runs=1)
+    (work,) = bench.reading(gpt, (16,))
+    assert bench.measured(work, limit, {"slow": Slow()}, 1).rivals["slow"] > 1000
+    for work in bench.training(gpt, ((2, 8),)):
+        assert bench.measured(work, limit, {"slow": Slow()}, 1).rivals == {}
+
+
+def test_busy_processes_run_only_as_long_as_they_are_wanted(tmp_path):
+    code = f"import pathlib, os\n(pathlib.Path({str(tmp_path)!r}) / str(os.getpid())).touch()\n"
+    for kind in (bench.SPIN, bench.MULTIPLY):
+        with pytest.raises(KeyError), bench.processes(code + kind, 2):
+            begun = time.monotonic()
+            while len(list(tmp_path.iterdir())) < 2 and time.monotonic() - begun < 60:
+                time.sleep(0.05)
+            ids = [int(path.name) for path in tmp_path.iterdir()]
+            assert len(ids) == 2
+            for process in ids:
+                os.kill(process, 0)  # it runs
+                (tmp_path / str(process)).unlink()
+            raise KeyError
+        for process in ids:
+            with pytest.raises(ProcessLookupError):
+                os.kill(process, 0)
+
+
+def test_beside_busy_processes_every_work_is_named(gpt, monkeypatch):
+    monkeypatch.setattr(bench, "SPIN", "pass")
+    monkeypatch.setattr(bench, "MULTIPLY", "pass")
+    monkeypatch.setattr(bench.time, "sleep", lambda seconds: None)
+    monkeypatch.setenv("NUMPYGPT_THREADS", "2")
+    rows = list(bench.busy(gpt, 1))
+    assert [row.work for row in rows[:3]] == [
+        "prefill 16, alone",
+        "prefill 16, beside 2 busy processes",
+        "prefill 16, beside another BLAS program",
+    ]
+    assert rows[0].ratio is None and all(row.ratio > 0 for row in rows[1:3])
+    assert "decode 8 rows, context 128, alone" in [row.work for row in rows]
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--vs", "jax"], "--vs takes torch and ctranslate2, with a comma between them, not 'jax'"),
+        (["--vs", "torch,ctranslate2"], "needs torch and transformers"),
+        (["--vs", "ctranslate2"], "needs ctranslate2"),
+    ],
+)
+def test_a_rival_that_is_not_there_is_said_in_one_line(words, message, capsys, monkeypatch):
+    for name in ("torch", "transformers", "ctranslate2"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    assert cli.main(["bench", *words]) == 2
+    out, err = capsys.readouterr()
+    assert message in err and len(err.splitlines()) == 1 and out == ""

@@ -45,8 +45,9 @@ DOORS = {
     "matplotlib": {"look.plot"},
     "threadpoolctl": {"fast"},
     "tqdm": {"cli.training", "cli.evaluating", "cli.looking", "cli.models", "cli.measuring"},
-    "torch": {"check.bench"},  # only to be measured beside, where it happens to be installed
-    "transformers": {"check.bench"},
+    "torch": {"check.rivals"},  # only to be measured beside, where it happens to be installed
+    "transformers": {"check.rivals"},
+    "ctranslate2": {"check.rivals"},
 }
 STANDARD = set(sys.stdlib_module_names) | {"numpy"}
 

@@ -12,9 +12,9 @@ of two medians that met the same disturbances.
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -22,7 +22,7 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,7 @@ class Row:
     """One figure: the median of several runs, the least and the most.
 
     ratio: time at the limit over time taken, so that 1 is the limit; of memory, a multiple of the
-    weights. torch: its time over ours, so that above 1 we are faster.
+    weights. rivals: name -> its time over ours, so that above 1 we are faster.
     """
 
     work: str
@@ -53,7 +53,7 @@ class Row:
     least: float
     most: float
     ratio: float | None = None
-    torch: float | None = None
+    rivals: dict = field(default_factory=dict)
 
 
 def shape(name: str) -> Config:
@@ -125,78 +125,138 @@ class Limits:
 # ---- the figures --------------------------------------------------------------------------------
 
 
-def prefill(model, limit, rival, runs):
-    """Tokens per second of reading a prompt into an empty cache, to the next token's logits."""
-    for t in (t for t in PREFILL if t <= model.config.n_ctx):
-        yield _prefill(model, limit, rival, runs, t)
+@dataclass(frozen=True)
+class Work:
+    """Something to be measured: what it is called, how many tokens it makes, the function that does
+    it, what it costs at least, and a function rival -> function that returns its seconds."""
+
+    name: str
+    tokens: int
+    run: Callable
+    theirs: Callable
+    size: float = 0
+    flops: float = 0
 
 
-def _prefill(model, limit, rival, runs, t):
-    tokens = _tokens(model, 1, t)
-    flops = sum(prefill_flops(model.config, t).values())
-    measures = [
-        lambda: timed(sample.read, model, tokens, model.cache()),
-        lambda: limit.seconds(flops=flops),
-    ]
-    if rival:
-        measures.append(lambda: timed(rival.prefill, tokens))
-    with fast.kept_memory():  # as in `generate`
-        return _rate(f"prefill {t}", t, *in_turn(measures, runs))
+def reading(model, lengths=PREFILL):
+    """Reading a prompt into an empty cache, to the next token's logits."""
+    for t in (t for t in lengths if t <= model.config.n_ctx):
+        tokens = _tokens(model, 1, t)
+        yield Work(
+            f"prefill {t}",
+            t,
+            lambda tokens=tokens: sample.read(model, tokens, model.cache()),
+            lambda rival, tokens=tokens: rival.prefill(tokens),
+            flops=sum(prefill_flops(model.config, t).values()),
+        )
 
 
-def decode(model, limit, rival, runs):
-    """Tokens per second of single steps at several lengths of context."""
-    for s in (s for s in CONTEXTS if s < model.config.n_ctx):
-        yield _decode(model, limit, rival, runs, 1, s, f"decode at {s}")
+def decoding(model, contexts=CONTEXTS, batches=BATCHES):
+    """Single steps of one row at several lengths of context, and of several rows at one length."""
+    for s in (s for s in contexts if s < model.config.n_ctx):
+        yield _steps(model, 1, s, f"decode at {s}")
+    s = min(128, model.config.n_ctx - 1)
+    for batch in batches:
+        yield _steps(model, batch, s, f"decode {batch} row{'s' * (batch > 1)}, context {s}")
 
 
-def decode_batches(model, limit, rival, runs):
-    """Tokens per second of all rows together, at a context of 128."""
-    for batch in BATCHES:
-        s = min(128, model.config.n_ctx - 1)
-        yield _decode(model, limit, rival, runs, batch, s, f"decode {batch} rows, context {s}")
-
-
-def _decode(model, limit, rival, runs, batch, s, name):
+def _steps(model, batch, s, name):
     steps = min(16, model.config.n_ctx - s)
     context, token = _tokens(model, batch, s), _tokens(model, batch, 1)
     cache = model.cache(batch)
     sample.read(model, context, cache)
 
-    def work():
+    def run():
         for _ in range(steps):
             model.forward(token, cache, only_last=True)
         cache.length = s
 
     size = steps * (weight_bytes(model) + batch * s * cache_bytes(model))
-    measures = [lambda: timed(work), lambda: limit.seconds(size=size)]
-    if rival:
-        theirs = rival.decoding(context, token, steps)
-        measures.append(lambda: timed(theirs))
-    return _rate(name, batch * steps, *in_turn(measures, runs))
+    return Work(name, batch * steps, run, lambda rival: rival.decoding(context, token, steps), size)
 
 
-def training(model, limit, rival, runs):
-    """Tokens per second of a whole step: forward, backward, clipping, AdamW."""
+def training(model, shapes=TRAINING):
+    """Whole steps: forward, backward, clipping, AdamW."""
     trained = GPT2(model.config, {name: p.copy() for name, p in model.params.items()})
-    for batch, t in ((b, t) for b, t in TRAINING if t <= model.config.n_ctx):
-        yield _training(trained, limit, rival, runs, batch, t)
+    for batch, t in ((b, t) for b, t in shapes if t <= model.config.n_ctx):
+        tokens = _tokens(trained, batch, t)
+        same = iter(lambda x=tokens: (x, x, np.ones(x.shape, bool)), None)
+        settings = train.Settings(steps=10**6, lr=1e-6)
+        steps = train.train(trained, same, settings, optim.adam_state(trained.params))
+        yield Work(
+            f"training step {batch} x {t}",
+            batch * t,
+            lambda steps=steps: next(steps),
+            lambda rival, tokens=tokens: rival.training(tokens),
+            # AdamW reads p, g, m, v and writes p, m, v
+            7 * sum(p.nbytes for p in trained.params.values()),
+            3 * sum(training_flops(trained.config, t).values()) * batch,
+        )
+        steps.close()
 
 
-def _training(model, limit, rival, runs, batch, t):
-    tokens = _tokens(model, batch, t)
-    same = iter(lambda: (tokens, tokens, np.ones(tokens.shape, bool)), None)
-    settings = train.Settings(steps=10**6, lr=1e-6)
-    steps = train.train(model, same, settings, optim.adam_state(model.params))
-    flops = 3 * sum(training_flops(model.config, t).values()) * batch
-    # AdamW reads p, g, m, v and writes p, m, v
-    size = 7 * sum(p.nbytes for p in model.params.values())
-    durations = in_turn([lambda: timed(next, steps), lambda: limit.seconds(size, flops)], runs)
-    steps.close()  # so that the rival is measured without `fast.kept_memory`, as it is by itself
-    if rival:
-        theirs = rival.training(tokens)
-        durations += in_turn([lambda: timed(theirs)], runs)
-    return _rate(f"training step {batch} x {t}", batch * t, *durations)
+def measured(work: Work, limit, rivals, runs) -> Row:
+    """Ours, the limit and every rival in turn, so that all meet the same disturbances."""
+    measures = [lambda: timed(work.run), lambda: limit.seconds(work.size, work.flops)]
+    theirs = {name: work.theirs(rival) for name, rival in rivals.items()}
+    theirs = {name: seconds for name, seconds in theirs.items() if seconds}
+    with fast.kept_memory():  # as in `generate` and `train`
+        ours, best, *others = in_turn([*measures, *theirs.values()], runs)
+    middle = statistics.median(ours)
+    ratios = {
+        name: statistics.median(times) / middle for name, times in zip(theirs, others, strict=True)
+    }
+    return _rate(work.name, work.tokens, ours, statistics.median(best) / middle, ratios)
+
+
+# ---- beside others ------------------------------------------------------------------------------
+
+# Each ends by itself when the process that started it has ended.
+SPIN = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    sum(range(10000))\n"
+MULTIPLY = (
+    "import os, numpy\nparent, x = os.getppid(), numpy.ones((1024, 1024), 'f4')\n"
+    "while os.getppid() == parent:\n    x @ x\n"
+)
+
+
+@contextlib.contextmanager
+def processes(code: str, count: int):
+    """So many Python processes that do `code`, until this ends."""
+    started = []
+    try:
+        for _ in range(count):
+            started.append(subprocess.Popen([sys.executable, "-c", code]))
+        time.sleep(1)  # until they are at work
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def busy(model, runs):
+    """Every work alone, then beside as many busy processes as we have threads, then beside another
+    program that multiplies matrices on as many. The ratio is that of the slowest run to the median
+    of those alone: what can be relied on."""
+    count = fast.threads()
+    others = {
+        f"beside {count} busy processes": (SPIN, count),
+        "beside another BLAS program": (MULTIPLY, 1),
+    }
+    for work in itertools.chain(
+        reading(model, (16, 64, 256, 1024)), decoding(model, (), (1, 8)), training(model)
+    ):
+        with fast.kept_memory():
+            (alone,) = in_turn([lambda work=work: timed(work.run)], runs)
+            yield _rate(f"{work.name}, alone", work.tokens, alone)
+            for name, (code, number) in others.items():
+                with processes(code, number):
+                    (times,) = in_turn([lambda work=work: timed(work.run)], runs)
+                ratio = statistics.median(alone) / times[-1]
+                yield _rate(f"{work.name}, {name}", work.tokens, times, ratio)
+
+
+# ---- the rest -----------------------------------------------------------------------------------
 
 
 def bpe(runs, megabytes: float = 1.0):
@@ -321,17 +381,11 @@ def _tokens(model, batch, t):
     return np.random.default_rng(0).integers(0, model.config.n_vocab, (batch, t))
 
 
-def _rate(work, amount, times, best=None, theirs=None, unit="tokens/s"):
-    """A row, from durations of ours, of as much at the limit, and of torch's."""
+def _rate(work, amount, times, ratio=None, rivals=None, unit="tokens/s"):
+    """A row, from the sorted durations of ours."""
     middle = statistics.median(times)
     return Row(
-        work,
-        amount / middle,
-        unit,
-        amount / times[-1],
-        amount / times[0],
-        statistics.median(best) / middle if best else None,
-        statistics.median(theirs) / middle if theirs else None,
+        work, amount / middle, unit, amount / times[-1], amount / times[0], ratio, rivals or {}
     )
 
 
@@ -343,20 +397,20 @@ def _python(code):
 # ---- everything, and the table ------------------------------------------------------------------
 
 
-def bench(model, tokenizer=None, runs: int = 5, rival=None, folder=None):
+def bench(model, tokenizer=None, runs: int = 5, rivals=None, folder=None):
     """All rows, one by one as they are measured.
 
     tokenizer: for the rows on drafts, which random weights would say nothing about. folder: where
-    the model can be loaded from, for the rows on loading and memory. rival: a
-    `Torch(config)` to be measured beside each row on the same threads.
+    the model can be loaded from, for the rows on loading and memory. rivals: name -> one of
+    `rivals.RIVALS` of the same configuration, to be measured beside each row.
     """
     limit = Limits(model, runs)
     yield Row("limit: bandwidth", limit.bandwidth / 1e9, "GB/s", *[limit.bandwidth / 1e9] * 2)
     yield Row("limit: matrix product", limit.peak / 1e9, "GFLOP/s", *[limit.peak / 1e9] * 2)
     if folder:
         yield from start(folder, runs)
-    for figures in (prefill, decode, decode_batches, training):
-        yield from figures(model, limit, rival, runs)
+    for work in itertools.chain(reading(model), decoding(model), training(model)):
+        yield measured(work, limit, rivals or {}, runs)
     if tokenizer is not None:
         yield from drafts(model, tokenizer)
     yield from bpe(runs)
@@ -364,72 +418,27 @@ def bench(model, tokenizer=None, runs: int = 5, rival=None, folder=None):
         yield from footprint(folder, model.config)
 
 
-def table_line(row: Row) -> str:
+def heading(rivals=()) -> str:
+    """What stands above the table; rivals: their names."""
+    columns = "".join(f"{name:>13}" for name in rivals)
+    return f"{'work':<50}{'median':>12} {'unit':<9}{'least .. most':>22}{'ratio':>8}{columns}"
+
+
+def table_line(row: Row, rivals=()) -> str:
     """One aligned line of the table."""
     ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-    torch = "" if row.torch is None else f"{row.torch:.2f}"
+    columns = "".join(
+        f"{row.rivals[name]:>13.2f}" if name in row.rivals else " " * 13 for name in rivals
+    )
     spread = f"{row.least:,.4g} .. {row.most:,.4g}"
-    return f"{row.work:<42}{row.value:>12,.4g} {row.unit:<9}{spread:>22}{ratio:>8}{torch:>8}"
-
-
-HEADING = f"{'work':<42}{'median':>12} {'unit':<9}{'least .. most':>22}{'ratio':>8}{'torch':>8}"
+    line = f"{row.work:<50}{row.value:>12,.4g} {row.unit:<9}{spread:>22}{ratio:>8}{columns}"
+    return line.rstrip()
 
 
 def write_json(path, rows) -> None:
     """The rows as a JSON list, written whole or not at all."""
     with writing(path) as file:
         file.write(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
-
-
-class Torch:
-    """transformers' GPT-2 of the same shape on the same threads, with random weights.
-
-    Raises ValueError where torch or transformers is not installed.
-    """
-
-    def __init__(self, config: Config):
-        try:
-            import torch
-            import transformers
-        except ImportError as error:
-            raise ValueError(f"--vs torch needs torch and transformers: {error}") from None
-        torch.set_num_threads(int(os.environ.get("OPENBLAS_NUM_THREADS", os.cpu_count())))
-        sizes = {name: getattr(config, name) for name in ("n_embd", "n_head", "n_layer", "n_inner")}
-        sizes |= {"vocab_size": config.n_vocab, "n_positions": config.n_ctx}
-        no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-        self.torch = torch
-        self.model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **no_dropout))
-
-    def prefill(self, tokens):
-        with self.torch.inference_mode():
-            self.model(self.torch.tensor(tokens), use_cache=True, logits_to_keep=1)
-
-    def decoding(self, context, token, steps):
-        """A function that decodes `steps` times after the context, and forgets it again."""
-        torch = self.torch
-        with torch.inference_mode():
-            past = self.model(torch.tensor(context), use_cache=True).past_key_values
-
-        def work():
-            with torch.inference_mode():
-                for _ in range(steps):
-                    self.model(torch.tensor(token), past_key_values=past, use_cache=True)
-                past.crop(-steps)  # counted from the end
-
-        return work
-
-    def training(self, tokens):
-        """A function that takes one training step."""
-        tokens = self.torch.tensor(tokens)
-        optimizer = self.torch.optim.AdamW(self.model.parameters(), lr=1e-6, weight_decay=0.1)
-
-        def work():
-            self.model(tokens, labels=tokens).loss.backward()
-            self.torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-
-        return work
 
 
 @dataclass(frozen=True)

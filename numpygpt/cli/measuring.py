@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 
 from numpygpt.cli.models import load
@@ -11,13 +12,22 @@ from numpygpt.cli.shell import MODEL, positive, say
 def bench_command(args):
     """Measure speed and memory beside what this machine can do."""
     from numpygpt.check import bench
+    from numpygpt.check.rivals import RIVALS
 
+    names = list(dict.fromkeys(args.vs.split(","))) if args.vs else []
+    if unknown := [name for name in names if name not in RIVALS]:
+        raise ValueError(
+            f"--vs takes {' and '.join(RIVALS)}, with a comma between them, not {unknown[0]!r}"
+        )
+    rows = []
     with to_measure(args) as (folder, model, tokenizer):
-        rival = bench.Torch(model.config) if args.vs else None
-        say(bench.HEADING)
-        rows = []
-        for row in bench.bench(model, tokenizer, args.runs, rival, folder):
-            print(bench.table_line(row), flush=True)
+        rivals = {name: RIVALS[name](model.config) for name in names}
+        found = bench.bench(model, tokenizer, args.runs, rivals, folder)
+        if args.busy:
+            found = itertools.chain(found, bench.busy(model, args.runs))
+        say(bench.heading(names))
+        for row in found:
+            print(bench.table_line(row, names), flush=True)
             rows.append(row)
     if args.json:
         bench.write_json(args.json, rows)
@@ -105,7 +115,17 @@ def add(command):
     p.add_argument("--model", **MODEL)
     p.add_argument("--shape", help="random weights of an official size instead: 124M, 355M, ...")
     p.add_argument("--runs", type=positive, default=5, help="counted runs of each")
-    p.add_argument("--vs", choices=["torch"], help="also measure transformers on torch")
+    p.add_argument(
+        "--vs",
+        metavar="PROGRAMS",
+        help="also measure torch (with transformers) or ctranslate2 where they are installed, or "
+        "both: torch,ctranslate2",
+    )
+    p.add_argument(
+        "--busy",
+        action="store_true",
+        help="also measure beside busy processes, which are started and ended for it",
+    )
     p.add_argument("--json", metavar="FILE", help="also write the table as JSON")
     p.add_argument("--plot", metavar="FILE", help="also draw the ratios")
 
