@@ -15,6 +15,7 @@ Sources: Sennrich et al. 2016 (byte-pair encoding); Radford et al. 2019, 2.2 (ov
 import codecs
 import heapq
 import re
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -277,6 +278,12 @@ class Tokenizer:
                 f"{', '.join(unknown)}: not among the special tokens of this vocabulary ({known})."
             )
         text = _well_formed(text)
+        if END_OF_TEXT in text and END_OF_TEXT not in self.special:
+            warnings.warn(
+                f"{END_OF_TEXT} stands in a text, but is not a token of this vocabulary: it is "
+                "read as plain text",
+                stacklevel=3,
+            )
         pieces = [(text, None)] if text else []
         for pattern in self._patterns_of(frozenset(allowed_special)):
             pieces = [

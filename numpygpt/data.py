@@ -8,11 +8,9 @@ GPT predicts the *next* token at every position. No token is hidden and guessed 
 that is masked language modelling, which is how BERT is trained.
 """
 
-import warnings
-
 import numpy as np
 
-from .bpe import END_OF_TEXT, documents
+from .bpe import documents
 
 
 def hold_out(texts: list[str], share: float = 0.05) -> tuple[list[str], list[str]]:
@@ -56,15 +54,8 @@ def hold_out_pairs(pairs, share: float = 0.1, most: int = 500, seed: int = 0):
 def documents_of(text: str, tokenizer) -> list[str]:
     """The documents of a text for a tokenizer, each ended by its end token; see `documents`.
 
-    Without an end token the whole text is one. An <|endoftext|> that the vocabulary does not have
-    is plain text, which is said in a warning.
+    Without an end token the whole text is one.
     """
-    if END_OF_TEXT in text and END_OF_TEXT not in tokenizer.special:
-        warnings.warn(
-            f"{END_OF_TEXT} stands in the text, but it is not a token of this vocabulary: it is "
-            "read as plain text",
-            stacklevel=2,
-        )
     end = None if tokenizer.eot is None else tokenizer.tokens[tokenizer.eot]
     if end not in tokenizer.special:
         return [text] if text else []

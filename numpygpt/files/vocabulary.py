@@ -580,6 +580,6 @@ def _written_whole(tokenizer, vocab):
             "byte_fallback": False,
             "ignore_merges": False,
             "vocab": vocab,
-            "merges": [list(pair) for pair in tokenizer.merges],
+            "merges": [f"{left} {right}" for left, right in tokenizer.merges],  # any version's
         },
     }
