@@ -106,18 +106,20 @@ def teach(skill, name, text, count, steps, rank, folder):
         matrices=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
     )
     before = bits_per_byte(model, tokenizer, text)
-    start = time.perf_counter()
-    for progress in run.resumable(planned, evaluate_every=max(1, steps // 10)):
+    start, cpu = time.perf_counter(), time.process_time()
+    for progress in run.resumable(planned, evaluate_every=max(1, steps // 5)):
         if progress.measured:
             exact, ended = progress.measured["exact"], progress.measured["ended"]
             print(
-                f"{time.perf_counter() - start:6.0f} s  step {progress.number:>5}  "
+                f"{time.perf_counter() - start:6.0f} s ({time.process_time() - cpu:.0f} s of one "
+                f"core)  step {progress.number:>5}  "
                 f"loss on y {progress.measured['validation']:.4f}  exact {exact:.1%}  "
                 f"ended {ended:.1%}  {progress.measured['sample']!r}",
                 flush=True,
             )
     taught, _ = numpygpt.load(folder)
-    print(f"bits per byte of the text: {before} before, {bits_per_byte(taught, tokenizer, text)}")
+    after = bits_per_byte(taught, tokenizer, text)
+    print(f"bits per byte of the text: {before} before, {after} after", flush=True)
 
 
 def bits_per_byte(model, tokenizer, text):
@@ -149,7 +151,7 @@ def main():
     text = Path(args.text).read_text(encoding="utf-8") if args.text else None
     for kind, rank in (("full", None), ("lora", args.rank)):
         if args.only in (None, kind):
-            print(f"{args.skill}, {kind}")
+            print(f"{args.skill}, {kind}", flush=True)
             with tempfile.TemporaryDirectory() as folder:
                 teach(args.skill, args.model, text, args.count, args.steps, rank, folder)
 
