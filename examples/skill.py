@@ -107,7 +107,7 @@ def teach(skill, name, text, count, steps, rank, folder):
     )
     before = bits_per_byte(model, tokenizer, text)
     start, cpu = time.perf_counter(), time.process_time()
-    for progress in run.resumable(planned, evaluate_every=max(1, steps // 5)):
+    for progress in run.resumable(planned, evaluate_every=max(1, steps // 4)):
         if progress.measured:
             exact, ended = progress.measured["exact"], progress.measured["ended"]
             print(

@@ -37,7 +37,7 @@ def hold_out(texts: list[str], share: float = 0.05) -> tuple[list[str], list[str
     return [before for before, _ in halves if before], [after for _, after in halves if after]
 
 
-def hold_out_pairs(pairs, share: float = 0.1, most: int = 500, seed: int = 0):
+def hold_out_pairs(pairs, share: float = 0.1, most: int = 200, seed: int = 0):
     """Pairs to train on, and at most `most` to measure on whose x training never sees.
 
     Which they are depends on the seed. Of fewer than 20 different x none is held out.
