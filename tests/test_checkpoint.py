@@ -230,6 +230,57 @@ def test_vocabularies_that_do_not_belong_together():
         assert f"its tokenizer has {n_vocab}" in text
 
 
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_what_a_wrapper_put_before_every_name_is_taken_off_and_said(wrapper):
+    params = random_params()
+    wrapped = {f"{wrapper}transformer.{name}": array for name, array in params.items()}
+    with pytest.warns(UserWarning, match="is taken off the arrays' names"):
+        model = from_arrays(wrapped, CONFIG)
+    assert all(model.params[name] is params[name] for name in params)
+    odd = {name if "wpe" in name else f"{wrapper}{name}": a for name, a in params.items()}
+    assert f"27 names begin with {wrapper!r}" in refusal(from_arrays, odd, CONFIG)  # not before all
+
+
+def test_names_that_differ_by_a_prefix_are_one_sentence():
+    params = random_params()
+    for prefix in ("model.gpt.", "net.transformer."):
+        text = refusal(from_arrays, {f"{prefix}{name}": a for name, a in params.items()}, CONFIG)
+        assert text.startswith(f"this dict: {len(params)} names begin with {prefix!r}, and without")
+        assert f"name.removeprefix({prefix!r})" in text and len(text) < 250
+    some = {f"x.{name}" if "attn" in name else name: a for name, a in params.items()}
+    assert "8 names begin with 'x.'" in refusal(from_arrays, some, CONFIG)
+    others = {f"{i}.{name}": array for i, (name, array) in enumerate(params.items())}
+    assert "missing: " in refusal(from_arrays, others, CONFIG)
+
+
+@pytest.mark.parametrize("name", ["gelu_fast", "gelu_accurate"])
+def test_other_names_of_the_tanh_gelu(tmp_path, name):
+    folder = folder_of(tmp_path, random_params(), activation_function=name)
+    x = np.linspace(-9, 9, 999)
+    theirs = {  # as transformers writes them
+        "gelu_fast": 0.5 * x * (1 + np.tanh(x * 0.7978845608 * (1 + 0.044715 * x * x))),
+        "gelu_accurate": 0.5 * x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))),
+    }[name]
+    assert np.abs(load_folder(folder).ops.gelu(x) - theirs).max() < 1e-11
+
+
+def test_of_several_tensorflow_checkpoints_the_one_that_the_run_names(tmp_path):
+    source = GOLDEN / "tensorflow_tiny"
+    for step in (5, 40):
+        for part in ("index", "data-00000-of-00001"):
+            shutil.copy(source / f"model.ckpt.{part}", tmp_path / f"model-{step}.{part}")
+    shutil.copy(source / "hparams.json", tmp_path)
+    assert "should hold model.ckpt.index" in refusal(load_folder, tmp_path)
+    for place in ("", "/content/run1/", "C:\\\\runs\\\\"):
+        (tmp_path / "checkpoint").write_text(
+            f'model_checkpoint_path: "{place}model-40"\nall_model_checkpoint_paths: "model-5"\n'
+        )
+        (tmp_path / "model-5.index").write_bytes(b"not looked at")
+        assert load_folder(tmp_path).config.n_layer == 11
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "model-41"\n')
+    assert "model-40.index, model-5.index" in refusal(load_folder, tmp_path)
+
+
 def test_a_configuration_of_a_billion_layers_costs_nothing():
     config = dataclasses.replace(CONFIG, n_layer=10**9)
     assert "1,000,000,000 layers" in refusal(from_arrays, random_params(), config)
