@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from numpygpt import ops
-from numpygpt.check.trace import BLOCK, CATALOGUE, HIDDEN, LETTERS, entries, gap, kind, next_pre
+from numpygpt.check.trace import BLOCK, CATALOGUE, HIDDEN, LETTERS, gap, kind, next_pre
 
 # ---- dictionaries: our entry -> what others call it, {i} being the block ------------------------
 
@@ -543,7 +543,7 @@ def _settle(tries, ours, found):
         if not fits:
             chosen.append((t, "", t.array))
             continue
-        gaps = {axes: gap(_fitting(v, ours[t.entry]), ours[t.entry]) for axes, v in fits.items()}
+        gaps = {axes: gap(v, ours[t.entry]) for axes, v in fits.items()}
         axes = min(gaps, key=gaps.get)
         first = next(iter(fits))
         if gaps[axes] < 1e-4:
@@ -566,10 +566,6 @@ def _settle(tries, ours, found):
     _order(found, ours)
 
 
-def _fitting(view, ours):
-    return view
-
-
 def _add(found, t, array, ours, axes):
     entry = t.entry
     if entry == "logits" and axes:
@@ -577,15 +573,11 @@ def _add(found, t, array, ours, axes):
     found.matched[t.name], found.sure[t.name] = entry, (t.sure, t.how)
     if entry not in found.arrays:
         found.arrays[entry], found.whose[entry] = array, t.name
-    elif _far(array, ours[entry]) > _far(found.arrays[entry], ours[entry]):
+    elif gap(array, ours[entry]) > gap(found.arrays[entry], ours[entry]):
         found.copies.append((entry, found.whose[entry], found.arrays[entry]))
         found.arrays[entry], found.whose[entry] = array, t.name
     else:
         found.copies.append((entry, t.name, array))
-
-
-def _far(array, ours):
-    return gap(array, ours)
 
 
 def _logits_remarks(found, t, array, ours):
@@ -675,8 +667,3 @@ def _neighbours(seen, model):
 
 def _last_post(seen):
     return [name for name in seen if name.endswith("resid_post")][-1]
-
-
-def layer_entries(n_layer):
-    """Every entry's name, in the order of computation."""
-    return list(entries(n_layer))

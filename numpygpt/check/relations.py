@@ -644,7 +644,8 @@ def _solved(step, x, g, b) -> Iterator:
             solved = float(np.median(1 / np.square(a) - v[rows]))
             ours = label == "var" and subtract
             for eps in _tidy(solved):
-                text = f"have eps = {eps:.3g} in sqrt({label} + eps){what}"
+                less = " (or another as small)" if eps < 1e-7 else ""
+                text = f"have eps = {eps:.3g}{less} in sqrt({label} + eps){what}"
                 cause = _eps_cause(eps) if ours else ""
                 yield (
                     "eps",
@@ -678,7 +679,9 @@ def _solved(step, x, g, b) -> Iterator:
 
 def _tidy(solved):
     """The round numbers beside a solved eps, 0, and itself."""
-    if solved > 0:
+    if not 3e-8 <= solved < np.inf:
+        yield from (1e-12, 1e-8, 0.0)
+    else:
         exponent = math.floor(math.log10(solved))
         yield from (float(f"{m}e{exponent}") for m in (1, 2, 3, 5, 10))
     yield from (1e-5, 1e-6, 1e-8, 1e-10, 1e-12, 0.0)

@@ -262,8 +262,8 @@ class Row:
         return self.status in ("exact", "close")
 
 
-def compare_tensor(name, theirs, ours, whose="") -> Row:
-    """The row for one tensor."""
+def compare_tensor(name, theirs, ours, whose="", line=CLOSE) -> Row:
+    """The row for one tensor; `line` is the largest gap that is still close."""
     theirs, ours = _facing(theirs, ours)
     if theirs.shape != ours.shape:
         return Row(name, "shape", np.inf, np.inf, theirs.shape, whose=whose)
@@ -272,7 +272,7 @@ def compare_tensor(name, theirs, ours, whose="") -> Row:
     apart, width = _apart(theirs, ours), theirs.shape[-1] if theirs.ndim else 1
     relative = apart.reshape(-1, width) / _scales(ours)[:, None]
     at = np.unravel_index(relative.argmax(), theirs.shape)
-    status = "close" if relative.max() <= CLOSE else "differs"
+    status = "close" if relative.max() <= line else "differs"
     if status == "differs" and np.isnan(theirs).all():
         status = "nan"
     worst = tuple(int(i) for i in at)
@@ -280,11 +280,18 @@ def compare_tensor(name, theirs, ours, whose="") -> Row:
     return Row(name, status, *numbers, whose)
 
 
-def compare_records(theirs: dict, ours: dict, valid=None, whose=None) -> list[Row]:
-    """A row for each tensor of theirs, in our order; padding is left out, see `real`."""
+def compare_records(theirs: dict, ours: dict, valid=None, whose=None, lines=None) -> list[Row]:
+    """A row for each tensor of theirs, in our order; padding is left out, see `real`.
+
+    lines: entry -> the largest gap that is still close; CLOSE where it says nothing.
+    """
     return [
         compare_tensor(
-            name, real(name, array, valid), real(name, ours[name], valid), (whose or {}).get(name)
+            name,
+            real(name, array, valid),
+            real(name, ours[name], valid),
+            (whose or {}).get(name),
+            (lines or {}).get(name, CLOSE),
         )
         for name, array in theirs.items()
     ]

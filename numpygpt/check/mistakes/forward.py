@@ -634,8 +634,9 @@ FORWARD = (
       "left in; cut them off, or set them to -inf, before softmax or argmax.",
       "nanoGPT, llm.c before its softmax", _unembedding(_padded)),
     M("centred-stream", "wte",
-      "The stream's mean is subtracted: harmless, TransformerLens does so by default; load with "
-      "from_pretrained_no_processing to compare.",
+      "The stream's mean is subtracted: harmless, TransformerLens does so by default; load without "
+      "processing to compare (in version 2 from_pretrained_no_processing, later boot_transformers, "
+      "with enable_compatibility_mode(no_processing=True) for the old names).",
       "TransformerLens, center_writing_weights", _centred_stream),
     M("dropout-left-on", "resid_pre",
       "Dropout is active; call model.eval(), or leave it out for anything but training.",
