@@ -26,7 +26,10 @@ import regex
 
 END_OF_TEXT = "<|endoftext|>"
 
-# Where GPT-2 cuts a text (openai/gpt-2, src/encoder.py). At each place the first line that fits:
+# Where GPT-2 cuts a text (openai/gpt-2, src/encoder.py). At each place the first line that fits.
+# What a letter is, the installed `regex` decides by its edition of Unicode, and tiktoken by the
+# 16th: a letter newer than that, next to a contraction, is the only known difference in ids, as in
+# X's, which is X and 's where X is a letter, but X' and s where it is not.
 PATTERN = regex.compile(
     r"'s|'t|'re|'ve|'m|'ll|'d"  # the endings of it's, don't, we're, ...: in small letters, with '
     r"| ?\p{L}+"  # letters, of any script, with the one space before them

@@ -11,6 +11,7 @@ import pytest
 from golden import vocabularies
 
 import numpygpt
+from numpygpt import completion
 from numpygpt.bpe import END_OF_TEXT, Tokenizer, byte_symbols
 from numpygpt.files import atomic, vocabulary
 from numpygpt.formats import CheckpointError
@@ -411,6 +412,49 @@ def test_what_ends_where_the_files_are_silent(tmp_path):
         assert read(eos_token_id=50256).ends == (50256,)
     (tmp_path / "model" / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
     assert (read(eos_token_id=newline).eot, read(eos_token_id=newline).ends) == (289, (newline,))
+
+
+def always(model, i):
+    """The model with a last layer norm and an embedding in which only the id i is ever likely."""
+    model.params["ln_f.weight"] = np.zeros_like(model.params["ln_f.weight"])
+    model.params["ln_f.bias"] = np.ones_like(model.params["ln_f.bias"])
+    model.params["wte.weight"] = np.zeros_like(model.params["wte.weight"])
+    model.params["wte.weight"][i] = 1
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "token", "text"),
+    [
+        ("two ends", "</s>", ""),  # both of its ends, one of them declared by no tokenizer's file
+        ("two ends", "<q>", ""),
+        ("two ends", "<|endoftext|>", ""),  # special, so hidden, but not an end here
+        ("two ends", "Ġthe", " the the the"),
+        ("added words", "word", "wordwordword"),  # added, but a word as others
+        ("added words", "<|endoftext|>", ""),
+    ],
+)
+def test_generation_stops_at_the_models_ends_and_shows_neither_them_nor_special_tokens(
+    name, token, text, tmp_path
+):
+    vocabularies.write(name, tmp_path / "model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        model, tokenizer = numpygpt.load(tmp_path / "model")
+    i = tokenizer.tokens.index(token)
+    steps = numpygpt.generate(always(model, i), [1], 3, temperature=0, stop=tokenizer.ends)
+    assert sum(len(step[0]) for step in steps) == (1 if i in tokenizer.ends else 3)
+    texts = numpygpt.complete(model, tokenizer, "the moth", max_new_tokens=3, temperature=0)
+    assert list(texts) == [text]
+
+
+def test_an_empty_prompt_begins_with_the_begin_or_the_end_token(tmp_path):
+    for name, first in (("template", [290]), ("begins with bos", [290]), ("bare", [289])):
+        vocabularies.write(name, tmp_path / name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            model, tokenizer = numpygpt.load(tmp_path / name)
+        assert completion.prompt_ids(model, tokenizer, [""], 3) == [first]
 
 
 def test_an_end_of_text_that_is_no_token_is_said_to_be_text():
