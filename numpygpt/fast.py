@@ -39,7 +39,7 @@ import numpy as np
 # Numbers in a tile: 2**17 in float32 are 512 kB, half of the cache that a core has for itself.
 TILE = 2**17
 # To wake a thread takes as long as this many numbers of a formula, or multiply-adds of a product.
-SMALL, SMALL_PRODUCT = 2**19, 2**20
+SMALL, SMALL_PRODUCT, SMALL_ATTENTION = 2**19, 2**20, 2**23
 FEW_ROWS, MANY_ROWS = 6, 192
 SPINS = 50
 AS_THEY_LIE = 3 * 2**18  # multiply-adds
@@ -385,11 +385,15 @@ def _add_up(parts):
 # ---- heads --------------------------------------------------------------------------------------
 
 
-def heads(count: int, queries: int, keys: int) -> list[slice]:
-    """Heads that a thread takes at a time: as many as make a tile of scores (queries, keys)."""
-    if not can_share_products():
+def heads(q, k, piece: int, together: bool) -> list[slice]:
+    """Slices of the heads of q (B, H, T, D) and k (B, H, S, D), one for each piece of work.
+
+    A piece of `piece` queries then has about a tile of scores. together: all heads in one.
+    """
+    b, count, queries, _ = q.shape
+    if together or q.size * k.shape[2] < SMALL_ATTENTION or not can_share_products():
         return [slice(0, count)]
-    step = max(1, TILE // (queries * keys))
+    step = max(1, TILE // (b * min(piece, queries) * k.shape[2]))
     step = min(step, math.ceil(count / threads()))
     return [slice(start, start + step) for start in range(0, count, step)]
 

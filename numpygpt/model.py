@@ -30,8 +30,6 @@ READ_BACKWARD = frozenset(
 # Queries are taken in pieces, and a piece computes no score for keys that all its queries must not
 # see: for 256 tokens in pieces of 64 that saves 3/8 of the attention, and a piece fits in cache.
 PIECE = 64
-# Multiply-adds of the scores from which on it pays to share the heads among threads.
-SHARED_ATTENTION = 2**23
 
 
 @dataclass(frozen=True)
@@ -50,34 +48,8 @@ class Config:
     layer_norm_epsilon: float = 1e-5
 
     def __post_init__(self):
-        if self.n_inner is None and isinstance(self.n_embd, int | np.integer):
-            object.__setattr__(self, "n_inner", 4 * self.n_embd)
-        for name in ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer", "n_inner"):
-            size = getattr(self, name)
-            if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
-                raise ValueError(f"{name} must be a positive integer, not {size!r}")
-            object.__setattr__(self, name, int(size))
-        if self.n_embd % self.n_head:
-            raise ValueError(
-                f"n_embd = {self.n_embd} cannot be divided among n_head = {self.n_head} heads"
-            )
-        eps = self.layer_norm_epsilon
-        if (
-            isinstance(eps, bool)
-            or not isinstance(eps, int | float | np.floating)
-            or not 0 <= eps < 1
-        ):
-            raise ValueError(f"layer_norm_epsilon must be a number in [0, 1), not {eps!r}")
-        object.__setattr__(self, "layer_norm_epsilon", float(eps))
-
-
-# The released ones, by the name that counts their parameters.
-SIZES = {
-    "124M": Config(50257, 1024, 768, 12, 12),
-    "355M": Config(50257, 1024, 1024, 16, 24),
-    "774M": Config(50257, 1024, 1280, 20, 36),
-    "1558M": Config(50257, 1024, 1600, 25, 48),
-}
+        for name, value in check_config(self).items():
+            object.__setattr__(self, name, value)
 
 
 def parameter_shapes(config: Config, tied: bool = True) -> dict[str, tuple[int, ...]]:
@@ -138,25 +110,6 @@ class Cache:
     v: list
     length: int = 0
     pads: np.ndarray | None = None
-
-
-class Record(dict):
-    """What a forward pass computed: name -> array, in the order of computation. Shown as a table of
-    names, shapes and ranges, as the numbers themselves would fill the screen for minutes."""
-
-    def __repr__(self):
-        rows = [("name", "shape", "dtype", "smallest", "mean", "largest")]
-        for name, array in self.items():
-            array = np.asarray(array)
-            numbers = [f"{of(array):.4g}" for of in (np.min, np.mean, np.max)]
-            rows.append((name, str(array.shape), str(array.dtype), *numbers))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [f"a record of {len(self)} arrays, in the order of computation"]
-        for row in rows:
-            words = [cell.ljust(width) for cell, width in zip(row[:3], widths[:3], strict=True)]
-            numbers = [cell.rjust(width) for cell, width in zip(row[3:], widths[3:], strict=True)]
-            lines.append("  ".join(words + numbers))
-        return "\n".join(lines)
 
 
 class GPT2:
@@ -269,10 +222,8 @@ class GPT2:
         return ops.merge_heads(z)
 
     def _heads(self, q, k, whole=False):
-        """The heads that a thread takes at a time. Operations of others get all of them at once."""
-        if whole or self.ops is not reference_ops or q.size * k.shape[2] < SHARED_ATTENTION:
-            return [slice(None)]
-        return fast.heads(q.shape[1], min(PIECE, q.shape[2]) * q.shape[0], k.shape[2])
+        """Slices of heads, for threads to share. Operations of others get all heads at once."""
+        return fast.heads(q, k, PIECE, whole or self.ops is not reference_ops)
 
     def _unembedding(self):
         return self.params.get("lm_head.weight", self.params["wte.weight"])
@@ -379,6 +330,28 @@ def _pieces(t, s, whole=False):
         yield slice(start, stop), s - t + stop
 
 
+# ---- the record and the cache -------------------------------------------------------------------
+
+
+class Record(dict):
+    """What a forward pass computed: name -> array, in the order of computation. Shown as a table of
+    names, shapes and ranges, as the numbers themselves would fill the screen for minutes."""
+
+    def __repr__(self):
+        rows = [("name", "shape", "dtype", "smallest", "mean", "largest")]
+        for name, array in self.items():
+            array = np.asarray(array)
+            numbers = [f"{of(array):.4g}" for of in (np.min, np.mean, np.max)]
+            rows.append((name, str(array.shape), str(array.dtype), *numbers))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [f"a record of {len(self)} arrays, in the order of computation"]
+        for row in rows:
+            words = [cell.ljust(width) for cell, width in zip(row[:3], widths[:3], strict=True)]
+            numbers = [cell.rjust(width) for cell, width in zip(row[3:], widths[3:], strict=True)]
+            lines.append("  ".join(words + numbers))
+        return "\n".join(lines)
+
+
 def _cache_shapes(config, batch):
     """(B, H, n_ctx, D) for every layer."""
     shape = batch, config.n_head, config.n_ctx, config.n_embd // config.n_head
@@ -431,6 +404,27 @@ def as_dtype(model: GPT2, dtype) -> GPT2:
 
 
 # ---- what is refused, and in which words --------------------------------------------------------
+
+
+def check_config(config) -> dict:
+    """What a configuration says as Python numbers, or an error with what is wrong."""
+    values = dict(vars(config))
+    if config.n_inner is None and isinstance(config.n_embd, int | np.integer):
+        values["n_inner"] = 4 * config.n_embd
+    for name in ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer", "n_inner"):
+        size = values[name]
+        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+            raise ValueError(f"{name} must be a positive integer, not {size!r}")
+        values[name] = int(size)
+    if config.n_embd % config.n_head:
+        raise ValueError(
+            f"n_embd = {config.n_embd} cannot be divided among n_head = {config.n_head} heads"
+        )
+    eps = config.layer_norm_epsilon
+    number = isinstance(eps, int | float | np.floating) and not isinstance(eps, bool)
+    if not number or not 0 <= eps < 1:
+        raise ValueError(f"layer_norm_epsilon must be a number in [0, 1), not {eps!r}")
+    return values | {"layer_norm_epsilon": float(eps)}
 
 
 def check_params(params, shapes):
@@ -553,3 +547,14 @@ def _check_record(config, acts, dlogits):
     expected = (*acts["tokens"].shape, config.n_vocab)
     if np.shape(dlogits) != expected:
         raise ValueError(f"dlogits have shape {np.shape(dlogits)} instead of {expected}")
+
+
+# ---- the released sizes --------------------------------------------------------------------------
+
+# By the name that counts their parameters. At the end, as a configuration is checked when made.
+SIZES = {
+    "124M": Config(50257, 1024, 768, 12, 12),
+    "355M": Config(50257, 1024, 1024, 16, 24),
+    "774M": Config(50257, 1024, 1280, 20, 36),
+    "1558M": Config(50257, 1024, 1600, 25, 48),
+}

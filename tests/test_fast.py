@@ -13,7 +13,6 @@ import threadpoolctl
 from golden.models import gap
 
 from numpygpt import fast, ops, optim, sample, train
-from numpygpt import model as model_module
 from numpygpt.model import GPT2, Config, as_dtype, init, with_ops
 
 GLIBC = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt")
@@ -241,9 +240,8 @@ def test_importing_changes_nothing():
 def count(request, monkeypatch):
     """Sharing with so many threads, and everything is worth it."""
     monkeypatch.setenv("NUMPYGPT_THREADS", request.param)
-    for name in ("SMALL", "SMALL_PRODUCT"):
+    for name in ("SMALL", "SMALL_PRODUCT", "SMALL_ATTENTION"):
         monkeypatch.setattr(fast, name, 0)
-    monkeypatch.setattr(model_module, "SHARED_ATTENTION", 0)
     return int(request.param)
 
 
