@@ -523,3 +523,22 @@ def test_what_cannot_be_learned():
     with pytest.raises(TypeError, match="must be a str, not bytes"):
         Tokenizer.train(b"text", n_vocab=257)
     assert Tokenizer.train("", n_vocab=257).encode("hi") == [71, 72]
+
+
+# Vocabularies that do not fit together
+
+
+@pytest.mark.parametrize(
+    ("tokens", "merges", "words"),
+    [
+        (["ab", "ab"], [("a", "b")], "The token 'ab' is in the vocabulary twice"),
+        (["ab"], [("a", "日")], r"Merge 1 \('a' '日'\) joins '日', which is neither"),
+        (["ab"], [("x日", "b")], "Merge 1 .* joins 'x日', which is neither"),
+        (["abc", "ab"], [("ab", "c"), ("a", "b")], "Merge 1 .* joins 'ab', which is neither"),
+        (["ab"], [("a", "b"), ("b", "c")], "Merge 2 makes 'bc': not in the vocabulary"),
+        (["ab"], [("a", "b"), ("a", "b")], "Merge 2 .* repeats an earlier one"),
+    ],
+)
+def test_what_does_not_fit_together_is_named(tokens, merges, words):
+    with pytest.raises(ValueError, match=words):
+        Tokenizer([*byte_symbols().values(), *tokens], merges)

@@ -141,6 +141,25 @@ class Letters:
         return "".join(self.letters[i] for i in ids)
 
 
+def test_a_context_begins_a_text_and_what_follows_it_does_not():
+    """A vocabulary may put a token or a space before a text, but not before the rest of one."""
+    begun = []
+
+    class Noting(Letters):
+        def encode(self, text, allowed_special=(), begins=True):
+            begun.append((text, begins))
+            return super().encode(text)
+
+    evaluate.lambada_questions(Noting(), ["q ab"])
+    evaluate.lambada_questions(Noting(), ["q cd"], "token")
+    evaluate.hellaswag_questions(Noting(), [{"ctx": "q", "endings": ["x", "y"], "label": 0}])
+    assert begun == [
+        ("q", True), (" ab", False),
+        ("\nq cd", True),
+        ("q", True), (" x", False), (" y", False),
+    ]  # fmt: skip
+
+
 class NextLetter:
     """A model that expects the next letter of the alphabet, e times as much as any other."""
 

@@ -308,3 +308,9 @@ def test_what_is_not_one_run_is_not_averaged():
     for other in ({"x": np.ones(3)}, {"y": np.ones(2)}, {}):
         with pytest.raises(ValueError, match="differ in names or shapes"):
             average({"x": np.ones(2)}, other)
+
+
+def test_a_schedule_of_one_step_after_the_warmup_ends_at_the_floor():
+    rates = [warmup_cosine(step, 1.0, 0.25, warmup=2, steps=3) for step in range(5)]
+    assert rates == [0.5, 1.0, 1.0, 0.25, 0.25]
+    assert warmup_cosine(9, 1.0, 0.25, warmup=9, steps=9) == 1.0  # nothing left to come down in
