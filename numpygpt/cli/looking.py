@@ -346,7 +346,7 @@ OPTIONS = {  # of which pictures they are, and their defaults
     "length": (("induction",), None),
     "seed": (("induction",), 0),
     "tokens_per_step": (("loss",), None),
-    "windows": (("context",), 60),
+    "windows": (("context",), 30),
     "shape": (("cost",), None),
 }
 WHAT = """of a text: next, the likeliest next tokens; logprobs, how unexpected each token was;
@@ -373,5 +373,5 @@ def add(command):
     p.add_argument("--length", type=positive, help="of what is repeated (induction; default: 50)")
     p.add_argument("--seed", type=int, help="of the random tokens (induction; default: 0)")
     p.add_argument("--tokens-per-step", type=positive, help="where the log lacks them (loss)")
-    p.add_argument("--windows", type=positive, help="of n_ctx tokens (context; default: 60)")
+    p.add_argument("--windows", type=positive, help="of n_ctx tokens (context; default: 30)")
     p.add_argument("--shape", help="random weights of this size, as in bench (cost)")

@@ -290,7 +290,7 @@ def embedding(ax, points, labels, explained):
     ax.plot(*np.asarray(points).T, ".", color=GREY, markersize=3)
     for (x, y), label in zip(points, labels, strict=True):
         ax.annotate(label, (x, y), (2, 2), textcoords="offset points", fontsize=7, parse_math=False)
-    ax.margins(0.08)
+    ax.margins(0.15, 0.08)  # words stand at the right of their points
     ax.set_title(_key(f"embeddings of {len(labels)} tokens", labels), fontsize=10)
     for name, number in (("x", 0), ("y", 1)):
         text = f"principal component {number + 1}, {explained[number]:.0%} of the variance"
