@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from numpygpt.files import atomic
 from numpygpt.files.atomic import locked, writing
 
 
@@ -121,3 +122,30 @@ def test_a_folder_has_one_writer(tmp_path):
     with locked(folder):
         with pytest.raises(BlockingIOError), locked(folder):
             pass
+    assert names(folder) == []
+
+
+def test_a_lock_that_was_removed_while_it_was_waited_for_is_not_taken(tmp_path, monkeypatch):
+    """Its holder removes it before letting go: what was opened meanwhile is no longer the lock."""
+    real, opened = atomic._lock, []
+
+    def slow(file):
+        opened.append(file)
+        if len(opened) == 1:  # the holder ends, and another process comes, before this one locks
+            os.remove(tmp_path / ".lock")
+            (tmp_path / ".lock").touch()
+        real(file)
+
+    monkeypatch.setattr(atomic, "_lock", slow)
+    with locked(tmp_path):
+        monkeypatch.undo()
+        assert len(opened) == 2
+        with pytest.raises(BlockingIOError), locked(tmp_path):
+            pass
+
+
+def test_a_lock_is_not_made_through_a_planted_link(tmp_path):
+    (tmp_path / ".lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError), locked(tmp_path):
+        pass
+    assert not (tmp_path / "elsewhere").exists()

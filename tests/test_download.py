@@ -197,7 +197,7 @@ def arrived(folder):
 def assert_complete(folder):
     assert (folder / "big.bin").read_bytes() == BIG
     assert (folder / "small.json").read_bytes() == SMALL
-    assert sorted(os.listdir(folder)) == [".lock", "big.bin", "downloaded.json", "small.json"]
+    assert sorted(os.listdir(folder)) == ["big.bin", "downloaded.json", "small.json"]
 
 
 def ranges(server):

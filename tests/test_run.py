@@ -155,6 +155,35 @@ def test_what_a_folder_holds_is_not_written_over(base, tmp_path):
             wrong()
 
 
+def test_one_run_or_save_at_a_time_in_a_folder(base, tmp_path):
+    gpt, tokenizer, _ = base()
+    first, second = text_run(tmp_path / "out"), text_run(tmp_path / "out")
+    steps = run.resumable(first)
+    next(steps)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.*")}
+    with pytest.raises(BlockingIOError, match="another run is writing"):
+        next(run.resumable(second))
+    with pytest.raises(BlockingIOError, match="another run is writing"):
+        numpygpt.save(gpt, tokenizer, tmp_path / "out")
+    after = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.*")}
+    assert before == after
+    steps.close()
+    assert [one.number for one in run.resumable(second)] == list(range(31))
+
+
+def test_a_vocabulary_is_not_written_over_that_of_a_run_begun_meanwhile(tmp_path, monkeypatch):
+    learn = plan.Tokenizer.train
+
+    def slow(text, n_vocab):
+        monkeypatch.undo()
+        text_run(tmp_path / "out")
+        return learn(text[: len(text) // 2], n_vocab)
+
+    monkeypatch.setattr(plan.Tokenizer, "train", slow)
+    with pytest.raises(BlockingIOError, match="another run has begun"):
+        text_run(tmp_path / "out")
+
+
 @pytest.mark.parametrize("rank", [None, 3])
 def test_fine_tuning_is_spoiled_neither_by_nan_nor_by_a_full_disk(
     base, tmp_path, monkeypatch, rank

@@ -45,7 +45,7 @@ def writing(path: str | os.PathLike, binary: bool = False):
         with contextlib.suppress(OSError):
             os.remove(partial)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _remove_abandoned(path):
@@ -71,14 +71,32 @@ def locked(folder: str | os.PathLike):
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+b") as file:
-        try:
-            _lock(file)
-        except (BlockingIOError, PermissionError):
-            raise BlockingIOError(
-                f"another run is writing in {folder}: wait for it, stop it, or name another folder"
-            ) from None
-        yield
+    path = folder / ".lock"
+    while True:
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        with open(os.open(path, flags, 0o666), "r+b", buffering=0) as file:
+            try:
+                _lock(file)
+            except (BlockingIOError, PermissionError):
+                raise BlockingIOError(
+                    f"another run is writing in {folder}: wait for it, stop it, or name another "
+                    "folder"
+                ) from None
+            if not _is_at(file, path):  # whoever held it has just removed it: lock the new one
+                continue
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):  # Windows keeps what is open
+                    os.remove(path)
+            return
+
+
+def _is_at(file, path):
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _lock(file):
@@ -89,7 +107,7 @@ def _lock(file):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _sync_folder(folder):
+def sync_folder(folder):
     """Make the new name survive a power cut. Windows cannot open a folder, and need not."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)

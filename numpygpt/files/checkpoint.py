@@ -22,7 +22,7 @@ import numpy as np
 
 from numpygpt.bpe import Tokenizer
 from numpygpt.files import text, vocabulary
-from numpygpt.files.atomic import writing
+from numpygpt.files.atomic import locked, writing
 from numpygpt.formats import CheckpointError, safetensors, tensorflow
 from numpygpt.model import GPT2, Config, parameter_shapes
 
@@ -397,26 +397,41 @@ def save(model: GPT2, tokenizer: Tokenizer, folder: str | os.PathLike, dtype=Non
     the old folder as it was or, in the moment of the renames, one without config.json, which nobody
     takes for whole.
 
-    Raises ValueError where tokenizer, dtype or folder do not fit.
+    Raises ValueError where tokenizer, dtype or folder do not fit, BlockingIOError while another
+    process writes in the folder.
     """
+    contents = _contents(model, tokenizer, Path(folder), dtype)
+    with locked(folder):
+        _replace(Path(folder), tokenizer, *contents)
+
+
+def save_in_locked(model: GPT2, tokenizer: Tokenizer, folder: str | os.PathLike, dtype=None):
+    """`save`, for whoever has locked the folder, as a training run has."""
+    _replace(Path(folder), tokenizer, *_contents(model, tokenizer, Path(folder), dtype))
+
+
+def _contents(model, tokenizer, folder, dtype):
+    """The fields of config.json, and the arrays under Hugging Face's names."""
     if not isinstance(model, GPT2):
         raise TypeError(
             f"a {type(model).__name__} cannot be saved, only a GPT-2: copy the folder it came from"
         )
-    folder = Path(folder)
     check_target(folder, tokenizer)
     check_vocabulary(model.config.n_vocab, tokenizer, "what is to be saved")
     params = _narrow(model.params, np.dtype(model.dtype if dtype is None else dtype))
     config = _config_fields(model.config, "lm_head.weight" not in params, tokenizer, params)
     names = {n: n if n == "lm_head.weight" else f"transformer.{n}" for n in params}
+    return config, {names[n]: array for n, array in params.items()}
+
+
+def _replace(folder, tokenizer, config, arrays):
+    """Write all files beside those of the folder, then put them in their places."""
     staging = folder / ".saving"
     shutil.rmtree(staging, ignore_errors=True)  # of a save that was killed
     staging.mkdir(parents=True)
     try:
-        safetensors.write(
-            staging / WEIGHTS, {names[n]: a for n, a in params.items()}, {"format": "pt"}
-        )
-        vocabulary.write(tokenizer, staging, int(model.config.n_ctx))
+        safetensors.write(staging / WEIGHTS, arrays, {"format": "pt"})
+        vocabulary.write(tokenizer, staging, config["n_ctx"])
         with writing(staging / "config.json") as file:
             file.write(json.dumps(config, indent=2) + "\n")
         (folder / "config.json").unlink(missing_ok=True)

@@ -26,10 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-if os.name == "nt":
-    import msvcrt
-else:
-    import fcntl
+from numpygpt.files import atomic
 
 
 class DownloadError(OSError):
@@ -407,7 +404,7 @@ def _fetch(folder, file, session, progress, say, patience):
             say(f"{file.name} {fault}; trying again in {wait:.0f} s")
             patience.sleep(wait)
     os.replace(part, folder / file.name)
-    _sync_folder(folder)
+    atomic.sync_folder(folder)
     _memo_path(part).unlink(missing_ok=True)
     return checked
 
@@ -791,12 +788,8 @@ def _read_json(path):
 
 
 def _write_json(path, data):
-    partial = path.with_name(f".{path.name}.part")
-    with open(partial, "w", encoding="utf-8") as file:
+    with atomic.writing(path) as file:
         json.dump(data, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def _write(out, chunk):
@@ -825,31 +818,12 @@ def _writing(folder):
 
 @contextlib.contextmanager
 def _locked(folder):
-    """One download per folder. The system lets go of the lock when its process ends, however."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+b") as file:
+    """One download per folder."""
+    with contextlib.ExitStack() as held:
         try:
-            _lock(file)
-        except (BlockingIOError, PermissionError):
+            held.enter_context(atomic.locked(folder))
+        except BlockingIOError:
             raise DownloadError(
                 f"another process is downloading into {folder}: wait for it, or stop it"
             ) from None
         yield
-
-
-def _lock(file):
-    if os.name == "nt":
-        file.seek(0)
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # let go of when the file is closed
-    else:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _sync_folder(folder):
-    """Make the new name survive a power cut. Windows cannot open a folder, and need not."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -16,6 +16,7 @@ import numpy as np
 from numpygpt import data, evaluate, optim, sample
 from numpygpt.bpe import END_OF_TEXT, Tokenizer
 from numpygpt.files import adapter, checkpoint, run, vocabulary
+from numpygpt.files.atomic import locked
 from numpygpt.lora import LoRA
 from numpygpt.model import GPT2, Config, init
 from numpygpt.train import Settings
@@ -103,7 +104,7 @@ def pretraining(
         data.stream(ids, settings.batch, window, rng),
         settings,
         run.digest(ids),
-        lambda: checkpoint.save(gpt, tokenizer, folder, "float16" if half else None),
+        lambda: checkpoint.save_in_locked(gpt, tokenizer, folder, "float16" if half else None),
         measure if len(held_out_ids) > 1 else None,
         about,
     )
@@ -196,7 +197,7 @@ def finetuning(
             )
             return
         now = model.merged() if rank else gpt
-        checkpoint.save(now, tokenizer, folder, "float16" if half else None)
+        checkpoint.save_in_locked(now, tokenizer, folder, "float16" if half else None)
 
     text = run.digest("\n".join(f"{x}\0{y}" for x, y in pairs))
     return run.Run(
@@ -268,7 +269,13 @@ def _vocabulary(folder, texts, n_vocab, say):
         tokenizer = Tokenizer.train(text, n_vocab)
     else:
         tokenizer = _suitable_vocabulary(text, say)
-    vocabulary.write(tokenizer, folder)
+    with locked(folder):
+        if (folder / "merges.txt").exists():
+            raise BlockingIOError(
+                f"another run has begun in {folder} meanwhile: name another folder, or begin again "
+                "when it has ended"
+            )
+        vocabulary.write(tokenizer, folder)
     return tokenizer
 
 

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from numpygpt.files.atomic import writing
 
 
 def resumed(path, settings: dict, results: Callable):
@@ -29,9 +30,8 @@ def resumed(path, settings: dict, results: Callable):
         before = [json.loads(line) for line in lines[1:]]
     except ValueError:
         raise ValueError(f"{path} is damaged: move it away, and begin anew") from None
-    partial = path.with_name(path.name + ".part")
-    partial.write_text("".join(line + "\n" for line in lines or [first]), encoding="utf-8")
-    os.replace(partial, path)
+    with writing(path) as file:
+        file.writelines(line + "\n" for line in lines or [first])
     yield from before
     with open(path, "a", encoding="utf-8") as file:
         for result in results(len(before)):

@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from numpygpt import optim
+from numpygpt.files.atomic import locked, writing
 from numpygpt.formats import CheckpointError, safetensors
 from numpygpt.train import Settings, Step, skip, train
 
@@ -69,10 +69,15 @@ def resumable(
     loss end the run. Whoever stops iterating (`break`, or `close()`) has the last step saved; what
     interrupts a step itself costs the steps since the last save.
 
-    Raises what `load_run`, `train` and writing to the disk raise; what was saved stays as it was.
+    Nobody else can write in the folder until the iteration ends. Raises what `locked`, `load_run`,
+    `train` and writing to the disk raise; what was saved stays as it was.
     """
+    with locked(run.folder):
+        yield from _resumable(run, evaluate_every, save_every, patience)
+
+
+def _resumable(run, evaluate_every, save_every, patience):
     steps = run.settings.steps
-    run.folder.mkdir(parents=True, exist_ok=True)
     saved = run.folder / STATE
     if saved.exists():
         state = load_run(saved, run.model, run.settings, run.text, run.about)
@@ -171,9 +176,8 @@ def open_log(path, step: int):
         kept = [row for row in rows if row.endswith("}") and json.loads(row)["number"] <= step]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is no log of a run: move it away") from None
-    partial = path.with_name(path.name + ".part")
-    partial.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
-    os.replace(partial, path)
+    with writing(path) as file:
+        file.writelines(row + "\n" for row in kept)
     return open(path, "a", encoding="utf-8")
 
 
