@@ -6,7 +6,9 @@ import os
 
 import pytest
 
-from numpygpt.files import text
+from numpygpt.cli import comparing
+from numpygpt.files import download, results, run, text
+from numpygpt.formats import CheckpointError
 
 
 @pytest.fixture
@@ -108,6 +110,29 @@ def test_endings_are_four_strings(write, endings):
     row = {"ctx": "a", "endings": endings, "label": 1}
     with pytest.raises(ValueError, match="line 1: endings must be a list of four strings"):
         text.json_lines(write(json.dumps(row)), text.HELLASWAG)
+
+
+DEEP = "[" * 100_000
+
+
+def test_json_nested_without_end_is_an_error_in_words_in_every_reader(write, tmp_path):
+    with pytest.raises(CheckpointError, match="is not a JSON file"):
+        text.read_json(write(DEEP))
+    with pytest.raises(ValueError, match="is no log of a run"):
+        run.open_log(write(DEEP + "}\n"), 3)
+    with pytest.raises(ValueError, match="is not JSON"):
+        comparing._map(write(DEEP))
+    with pytest.raises(ValueError, match="is damaged"):
+        list(results.resumed(write("{}\n" + DEEP + "\n"), {}, lambda done: []))
+    assert download._read_json(write(DEEP)) == {}
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "5", '{"a": 1, "a": 2}', '{"a": ' + "1" * 5000 + "}"]
+)
+def test_what_is_not_one_json_object_is_refused(write, content):
+    with pytest.raises(CheckpointError, match="is not a JSON file|should hold a JSON object"):
+        text.read_json(write(content))
 
 
 def test_a_file_without_lines_is_refused(write):

@@ -133,7 +133,7 @@ def _map(path):
 
     try:
         names = json.loads(text.read(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(names, dict):
         raise ValueError(f"{path} should hold {{their name: our name, or null}}")

@@ -782,7 +782,7 @@ def _read_json(path):
     """{} for what is missing or damaged: then it is found out anew."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
 

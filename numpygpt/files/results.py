@@ -28,7 +28,7 @@ def resumed(path, settings: dict, results: Callable):
         )
     try:
         before = [json.loads(line) for line in lines[1:]]
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"{path} is damaged: move it away, and begin anew") from None
     with writing(path) as file:
         file.writelines(line + "\n" for line in lines or [first])

@@ -174,7 +174,7 @@ def open_log(path, step: int):
     rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     try:
         kept = [row for row in rows if row.endswith("}") and json.loads(row)["number"] <= step]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, RecursionError, KeyError, TypeError):
         raise ValueError(f"{path} is no log of a run: move it away") from None
     with writing(path) as file:
         file.writelines(row + "\n" for row in kept)
@@ -223,7 +223,7 @@ def _read_run(path):
     try:
         run = json.loads(safetensors.read_metadata(path)["run"])
         step, _ = run["step"], (dict(run["begun"]), run["text"])  # all of them are there
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a training checkpoint of numpygpt") from error
     if type(step) is not int or step < 0:
         raise CheckpointError(f"{path} says that {step!r} steps were taken")
