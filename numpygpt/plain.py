@@ -411,12 +411,13 @@ def generate(ids, params, n_head, max_new_tokens, temperature=0.0, k=None, p=Non
 if __name__ == "__main__":
     import sys
 
-    import numpygpt  # only for the weights and the vocabulary of the model that comes with it
+    import numpygpt  # for the weights and the vocabulary of the model that comes with it
 
     prompt = sys.argv[1] if sys.argv[1:] else "Once upon a time"
     model, tokenizer = numpygpt.load("stories")
     vocab = {token: i for i, token in enumerate(tokenizer.tokens)}
     ids = encode(prompt, vocab, tokenizer.merges)
     settings = {"temperature": 0.8, "k": 40, "rng": np.random.default_rng(0)}
-    ids += generate(ids, model.params, model.config.n_head, 40, **settings)
+    with numpygpt.fast.one_blas_thread():  # several wait for each other where a machine is busy
+        ids += generate(ids, model.params, model.config.n_head, 40, **settings)
     print(decode(ids, vocab))
