@@ -641,3 +641,14 @@ def test_damaged_files_raise_nothing_else(tmp_path):
             assert "\n" not in str(error) and len(str(error)) < 4000
         shutil.rmtree(folder)
     assert 0 < loaded < 100
+
+
+def test_faults_are_listed_up_to_ten_and_then_counted():
+    for count, words in (
+        (9, "x: 0, 1, 2, 3, 4, 5, 6, 7, 8$"),
+        (10, "7, 8, 9$"),
+        (12, "9 and 2 more$"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            checkpoint.raise_all("this file", {"x": [str(i) for i in range(count)], "y": []})
+    checkpoint.raise_all("this file", {"x": []})  # nothing is wrong

@@ -333,3 +333,9 @@ def test_a_broken_model_is_not_sampled_from(model, bad):
                 next(generate(broken, [5], 2, temperature=temperature))
     with pytest.raises(FloatingPointError, match="logits that are not numbers"):
         probabilities(np.full(5, -np.inf))
+
+
+@pytest.mark.parametrize("wrong", [True, "1.2", None, [1.2]])
+def test_a_penalty_that_is_not_a_number(model, wrong):
+    with pytest.raises(TypeError, match="repetition_penalty must be a number, not"):
+        generate(model, [5], 2, repetition_penalty=wrong)

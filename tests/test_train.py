@@ -225,3 +225,10 @@ def test_a_killed_run_ends_as_if_it_had_not_been(undisturbed, tmp_path, how):
     )
     for name, value in theirs.items():
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
+
+
+def test_what_a_run_is_unless_said_otherwise():
+    assert dataclasses.asdict(train.Settings(steps=7)) == {
+        "steps": 7, "batch": 8, "lr": 1e-3, "floor": 0.0, "warmup": 100, "weight_decay": 0.1,
+        "beta1": 0.9, "beta2": 0.99, "clip": 1.0, "seed": 0,
+    }  # fmt: skip
