@@ -90,6 +90,15 @@ def test_it_has_the_parts_a_lesson_has(name, stored):
         assert part in prose, part
 
 
+def test_the_instructors_version_is_the_assignment_with_its_solutions(stored):
+    blank, solved = (stored[f"15_assignment{end}.ipynb"] for end in ("", "_solutions"))
+    for one, other in zip(blank.cells[1:], solved.cells[1:], strict=True):
+        assert other.source == one.metadata.get("solution", one.source)
+    for cell in solved.cells:
+        if "check(" in cell.source and cell.cell_type == "code" and "def " in cell.source:
+            assert notebooks.text_of(cell).startswith("right")
+
+
 # ---- the checks themselves -----------------------------------------------------------------------
 
 
