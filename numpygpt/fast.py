@@ -40,9 +40,12 @@ import numpy as np
 TILE = 2**17
 # To wake a thread takes as long as this many numbers of a formula, or multiply-adds of a product.
 SMALL, SMALL_PRODUCT, SMALL_ATTENTION = 2**19, 2**20, 2**23
+# Rows up to which a product is cut along its sum, and from which on it is cut by rows.
 FEW_ROWS, MANY_ROWS = 6, 192
+# How often the others are asked whether they are through, before they are waited for.
 SPINS = 50
-AS_THEY_LIE = 3 * 2**18  # multiply-adds
+# Multiply-adds up to which OpenBLAS multiplies matrices as they lie; found by trying, in 0.3.31.
+AS_THEY_LIE = 3 * 2**18
 
 
 # ---- how many threads ---------------------------------------------------------------------------
@@ -385,17 +388,15 @@ def _add_up(parts):
 # ---- heads --------------------------------------------------------------------------------------
 
 
-def heads(q, k, piece: int, together: bool) -> list[slice]:
-    """Slices of the heads of q (B, H, T, D) and k (B, H, S, D), one for each piece of work.
+def heads(q, k, together: bool) -> list[slice]:
+    """Slices of the heads of q (B, H, T, D) and k (B, H, S, D), an equal part for each thread.
 
-    A piece of `piece` queries then has about a tile of scores. together: all heads in one.
+    Not one by one: threads that call NumPy for a few microseconds of work wait for Python's lock.
+    together: all heads in one.
     """
-    b, count, queries, _ = q.shape
     if together or q.size * k.shape[2] < SMALL_ATTENTION or not can_share_products():
-        return [slice(0, count)]
-    step = max(1, TILE // (b * min(piece, queries) * k.shape[2]))
-    step = min(step, math.ceil(count / threads()))
-    return [slice(start, start + step) for start in range(0, count, step)]
+        return [slice(0, q.shape[1])]
+    return _equal(q.shape[1], threads())
 
 
 # ---- products -----------------------------------------------------------------------------------

@@ -223,7 +223,7 @@ class GPT2:
 
     def _heads(self, q, k, whole=False):
         """Slices of heads, for threads to share. Operations of others get all heads at once."""
-        return fast.heads(q, k, PIECE, whole or self.ops is not reference_ops)
+        return fast.heads(q, k, whole or self.ops is not reference_ops)
 
     def _unembedding(self):
         return self.params.get("lm_head.weight", self.params["wte.weight"])
