@@ -7,6 +7,11 @@ skill cost.
 Two skills: `past` puts a sentence into the past (Tom sees a dog -> Tom saw a dog), `who` names who
 did what (Tom saw a dog. Mia fed a cat. Who fed a cat? -> Mia). Of both, no pair that is measured
 has been trained on. `numpygpt finetune pairs.jsonl` does the same from a shell.
+
+Of 200 held-out pairs of `past` the bundled model answers none before, 99.0 % exactly after 30 steps
+with all its parameters (16 seconds of one core, measuring included) and 100 % after 60; with LoRA
+of rank 16 97.5 % after 45 steps (20 seconds) and 100 % after 90. `who` is harder: after 60 steps it
+names one of the people, the right one in 34.5 %; how many it needs has not been measured.
 """
 
 import argparse
