@@ -343,10 +343,22 @@ def test_nothing_compared_is_no_agreement(model, record):
     for dump in ({"tokens": TOKENS}, {"tokens": TOKENS, "foo": np.ones((2, 3, 7))}, {}):
         with pytest.raises(ValueError, match="nothing was compared"):
             numpygpt.compare(dump, model, TOKENS)
+    noise = {f"x{i}": np.random.default_rng(i).normal(size=(2, 5, 28)) for i in range(4)}
+    with pytest.raises(ValueError, match="nothing was compared"):
+        numpygpt.compare(noise, model, TOKENS)  # shapes alone are no reason to compare
     with pytest.raises(ValueError, match="say what was computed"):
         numpygpt.compare({"logits": record["logits"]}, model)
     with pytest.raises(ValueError, match="is it the model that was run"):
         numpygpt.compare({"logits": record["logits"]}, model, TOKENS + 20)
+
+
+def test_a_shape_that_fits_nothing_is_the_first_divergence(model, record):
+    dump = {"h.0.ln_1": record["h.0.ln_1"][:, :4], "logits": record["logits"]}
+    found = numpygpt.compare(dump, model, TOKENS)
+    assert found.verdict == "differs" and found.first == "h.0.ln_1"
+    assert "was it computed from the same tokens?" in found.note
+    odd = {"positions": np.full((2, 5), np.nan), "x": np.array(["a"]), "logits": record["logits"]}
+    assert numpygpt.compare(odd, model, TOKENS).first == "positions"
 
 
 # ---- layouts ------------------------------------------------------------------------------------

@@ -212,11 +212,9 @@ def difference(theirs: dict, ours: dict, valid=None, whose=None, copies=(), line
 def _readable(name, theirs, right, valid):
     """Their tensor with ours in the rows of padding, and -inf where both have a masked score."""
     if name in ("tokens", "positions"):
-        return (
-            real(name, theirs.astype(np.int64), valid, right)
-            if theirs.shape == right.shape
-            else theirs
-        )
+        if theirs.shape != right.shape:
+            return theirs
+        return real(name, np.nan_to_num(theirs, nan=-1).astype(np.int64), valid, right)
     if theirs.shape != right.shape:
         return theirs
     theirs = real(name, np.asarray(theirs, np.float64), valid, right)

@@ -235,10 +235,10 @@ def _scales(ours):
 
 
 def _facing(theirs, ours):
-    """Both as float64; of our logits only the last tokens where theirs are of these alone."""
+    """Both as float64; of ours only the last token where theirs is of that alone, as logits are."""
     theirs, ours = np.asarray(theirs, np.float64), np.asarray(ours, np.float64)
-    if theirs.ndim == ours.ndim == 3 and theirs.shape[1] < ours.shape[1]:
-        ours = ours[:, -theirs.shape[1] :]
+    if theirs.ndim == ours.ndim == 3 and theirs.shape[1] == 1 < ours.shape[1]:
+        ours = ours[:, -1:]
     return theirs, ours
 
 
