@@ -492,6 +492,28 @@ def test_round_trip_is_exact(tmp_path, tokenizer, dtype, tied):
     )
 
 
+def test_a_changed_bit_is_refused_and_a_large_file_is_checked_once(
+    tmp_path, tokenizer, monkeypatch
+):
+    path = tmp_path / "model.safetensors"
+    save(GPT2(CONFIG, random_params()), tokenizer, tmp_path)
+    load_folder(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == WRITTEN
+    monkeypatch.setattr(checkpoint, "LARGE", 1000)
+    load_folder(tmp_path)
+    checks = []
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors, "check", checks.append)
+        load_folder(tmp_path)
+    assert not checks
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="model.safetensors is damaged: its bytes no"):
+            load_folder(tmp_path)
+
+
 def test_sizes_from_numpy_can_be_saved(tmp_path, tokenizer):
     config = Config(*map(np.int64, (270, 11, 6, 3, 2, 10)), layer_norm_epsilon=np.float32(0.5))
     save(GPT2(config, random_params(config)), tokenizer, tmp_path)

@@ -1,5 +1,6 @@
 """Runs that go on: whatever stops them, what was begun ends as if nothing had."""
 
+import contextlib
 import json
 import math
 
@@ -9,7 +10,7 @@ import pytest
 import numpygpt
 from numpygpt import data, evaluate, lora, model, ops, train
 from numpygpt.files import plan, run
-from numpygpt.formats import safetensors
+from numpygpt.formats import CheckpointError, safetensors
 
 TEXT = "The cat sat on the mat. A dog ran to the cat, and the cat ran up a tree.\n" * 60
 WORDS = "red blue green big small old new wet dry hot".split()
@@ -181,6 +182,42 @@ def test_a_vocabulary_is_not_written_over_that_of_a_run_begun_meanwhile(tmp_path
 
     monkeypatch.setattr(plan.Tokenizer, "train", slow)
     with pytest.raises(BlockingIOError, match="another run has begun"):
+        text_run(tmp_path / "out")
+
+
+@pytest.mark.parametrize("place", ["parameter", "moment", "step", "length", "cut", "gone"])
+def test_a_damaged_checkpoint_is_answered_with_the_one_before(tmp_path, place):
+    whole = list(run.resumable(text_run(tmp_path / "whole"), evaluate_every=10, save_every=10))
+    for one in run.resumable(text_run(tmp_path / "out"), evaluate_every=10, save_every=10):
+        if one.number == 20:
+            break
+    path = tmp_path / "out" / run.STATE
+    data = bytearray(path.read_bytes())
+    header = int.from_bytes(data[:8], "little")
+    if place == "step":
+        at = data.index(b'\\"step\\": 20') + 11
+        data[at] ^= 3
+    else:
+        places = {"parameter": 8 + header + 50, "moment": len(data) - 50, "length": 3}
+        data[places.get(place, 0)] ^= 4
+    path.write_bytes(data[:-1] if place == "cut" else data)
+    if place == "gone":  # killed between two renames
+        path.unlink()
+    said = contextlib.nullcontext() if place == "gone" else pytest.warns(match="the one before$")
+    with said:
+        begun = text_run(tmp_path / "out")
+    with said:
+        rest = list(run.resumable(begun, evaluate_every=10, save_every=10))
+    assert [numbers(one) for one in rest[1:]] == [numbers(one) for one in whole[11:]]
+    same(weights(tmp_path / "out"), weights(tmp_path / "whole"))
+
+
+def test_two_damaged_checkpoints_are_an_error_that_names_both(tmp_path):
+    list(run.resumable(text_run(tmp_path / "out"), evaluate_every=10, save_every=10))
+    for name in run.KEPT:
+        path = tmp_path / "out" / name
+        path.write_bytes(path.read_bytes()[:-5] + b"other")
+    with pytest.raises(CheckpointError, match=f"{run.KEPT[0]} .*{run.KEPT[1]} .*begin anew"):
         text_run(tmp_path / "out")
 
 

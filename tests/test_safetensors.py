@@ -79,6 +79,23 @@ def test_float16_is_stored_in_two_bytes_and_read_as_float32(tmp_path):
     assert_same(safetensors.read(path)["w"], halves.astype(np.float32))
 
 
+def test_every_changed_byte_is_seen_where_the_file_has_its_sha256(tmp_path):
+    path = tmp_path / "w.safetensors"
+    rng = np.random.default_rng(2)
+    arrays = {"w": rng.normal(size=(3, 5)).astype(np.float32), "n": np.arange(4), "e": np.ones(0)}
+    safetensors.write(path, arrays, {"step": "12"}, digest=True)
+    assert safetensors.check(path)
+    assert safetensors.read_metadata(path).keys() == {"sha256", "step"}
+    data = path.read_bytes()
+    at = data.index(b"sha256")  # another name of it is another text, and the arrays are the same
+    for i in set(range(len(data))) - set(range(at, at + 6)):
+        path.write_bytes(data[:i] + bytes([data[i] ^ (1 << int(rng.integers(8)))]) + data[i + 1 :])
+        with pytest.raises(CheckpointError):
+            assert not safetensors.check(path)
+    safetensors.write(path, arrays)
+    assert not safetensors.check(path)
+
+
 def test_no_arrays_and_no_metadata(tmp_path):
     path = tmp_path / "empty.safetensors"
     safetensors.write(path, {})

@@ -10,6 +10,7 @@ from a folder.
 nothing is transposed.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -53,6 +54,7 @@ BESIDE_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|rng_state|random_state
 WRAPPERS = ("_orig_mod.", "module.")
 MAX_PADDING = 1024  # rows; more than that is no padding, but another vocabulary
 MAX_LISTED = 10  # of a kind, in one message
+LARGE = 100_000_000  # bytes; their sha256 takes about a fifteenth of a second
 
 
 def load_folder(folder: str | os.PathLike, n_vocab: int | None = None) -> GPT2:
@@ -313,6 +315,7 @@ def read_arrays(folder: str | os.PathLike) -> dict[str, np.ndarray]:
     """All arrays of a folder under the names in its files. Raises as `load_folder`."""
     folder = Path(folder)
     if (folder / WEIGHTS).is_file():
+        _check_once(folder / WEIGHTS)
         return safetensors.read(folder / WEIGHTS)
     if (folder / SHARDS).is_file():
         return _read_shards(folder)
@@ -326,6 +329,19 @@ def read_arrays(folder: str | os.PathLike) -> dict[str, np.ndarray]:
         f"{folder} holds no weights: numpygpt reads {WEIGHTS}, {SHARDS} with its shards, or "
         "OpenAI's model.ckpt.index with its data"
     )
+
+
+def _check_once(path):
+    """The sha256 of a file that `save` wrote; of a large one it is noted beside it which version
+    held, as computing it again would take longer than all the rest of loading."""
+    status, note = path.stat(), path.with_name(f".{path.name}.checked")
+    version = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}\n"
+    with contextlib.suppress(OSError, ValueError):
+        if note.read_text(encoding="utf-8") == version:
+            return
+    if safetensors.check(path) and status.st_size >= LARGE:
+        with contextlib.suppress(OSError, ValueError), writing(note) as file:
+            file.write(version)
 
 
 def _refusal(path, folder):
@@ -430,7 +446,7 @@ def _replace(folder, tokenizer, config, arrays):
     shutil.rmtree(staging, ignore_errors=True)  # of a save that was killed
     staging.mkdir(parents=True)
     try:
-        safetensors.write(staging / WEIGHTS, arrays, {"format": "pt"})
+        safetensors.write(staging / WEIGHTS, arrays, {"format": "pt"}, digest=True)
         vocabulary.write(tokenizer, staging, config["n_ctx"])
         with writing(staging / "config.json") as file:
             file.write(json.dumps(config, indent=2) + "\n")

@@ -5,7 +5,9 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from numpygpt.formats import CheckpointError, safetensors
 from numpygpt.train import Settings, Step, skip, train
 
 STATE, LOG = "training.safetensors", "training.jsonl"
+KEPT = STATE, "training.before.safetensors"  # the last two checkpoints, the newer one first
 MAY_CHANGE = ("lr", "floor", "steps")  # from one call to the next; steps may only grow
 
 
@@ -64,8 +67,9 @@ def resumable(
     """Train, keeping a log and saving on the way; the same call goes on where the last one stopped.
 
     The first Progress comes before the first step. The folder gets training.jsonl, a row a step;
-    training.safetensors, from which the run goes on; and the model: with a `measure` the one of the
-    lowest validation loss, without it the latest. patience: how many measurements without a lower
+    training.safetensors, from which the run goes on, and the one before, from which it goes on,
+    with a warning, where that is damaged; and the model: with a `measure` the one of the lowest
+    validation loss, without it the latest. patience: how many measurements without a lower
     loss end the run. Whoever stops iterating (`break`, or `close()`) has the last step saved; what
     interrupts a step itself costs the steps since the last save.
 
@@ -78,23 +82,22 @@ def resumable(
 
 def _resumable(run, evaluate_every, save_every, patience):
     steps = run.settings.steps
-    saved = run.folder / STATE
-    if saved.exists():
-        state = load_run(saved, run.model, run.settings, run.text, run.about)
-    else:
-        state = optim.adam_state(run.model.params)
-    with open_log(run.folder / LOG, state.step if saved.exists() else -1) as log:
+    state = _first_whole(
+        run.folder, lambda path: load_run(path, run.model, run.settings, run.text, run.about)
+    )
+    saved_at = state.step if state else None
+    state = state or optim.adam_state(run.model.params)
+    with open_log(run.folder / LOG, -1 if saved_at is None else saved_at) as log:
         history = [
             (row["number"], row["validation"])
             for row in read_log(run.folder / LOG)
             if row.get("validation") is not None
         ]
-        saved_at = state.step if saved.exists() else None
 
         def save():
             nonlocal saved_at
             log.flush()
-            save_run(saved, run.model, state, run.settings, run.text, run.about)
+            save_run(run.folder / STATE, run.model, state, run.settings, run.text, run.about)
             saved_at = state.step
 
         def measure(row):
@@ -198,14 +201,20 @@ def digest(text_or_ids) -> str:
 def save_run(path, model, state: optim.AdamState, settings: Settings, text="", about=None) -> None:
     """Everything a run needs to go on, in one safetensors file, replaced whole or not at all.
 
-    text: the `digest` of what it is trained on. The state of its random numbers is in there too:
-    the seed, and the number of batches drawn, which is the number of steps.
+    The file that is there becomes the one before. text: the `digest` of what it is trained on. The
+    state of its random numbers is in there too: the seed, and the number of batches drawn, which is
+    the number of steps.
     """
     arrays = {}
     for kind, values in (("param", model.params), ("m", state.m), ("v", state.v)):
         arrays |= {f"{kind}.{name}": value for name, value in values.items()}
     run = {"step": state.step, "begun": _begun(model, settings, about), "text": text}
-    safetensors.write(path, arrays, {"run": json.dumps(run)})
+    path = Path(path)
+    new = path.with_name(f"{path.name}.new")
+    safetensors.write(new, arrays, {"run": json.dumps(run)}, digest=True)
+    if path.exists():
+        os.replace(path, path.with_name(KEPT[1]))
+    os.replace(new, path)
 
 
 def _begun(model, settings, about):
@@ -214,12 +223,34 @@ def _begun(model, settings, about):
 
 
 def read_run(folder) -> dict | None:
-    """{"step", "begun", "text"} of the run in a folder, or None where there is none."""
-    path = Path(folder) / STATE
-    return _read_run(path) if path.exists() else None
+    """{"step", "begun", "text"} of the run in a folder, or None where there is none.
+
+    Raises CheckpointError where no checkpoint is whole, and warns where only the one before is.
+    """
+    return _first_whole(Path(folder), _read_run)
+
+
+def _first_whole(folder, read):
+    """What `read` makes of the newest checkpoint that is whole; None where there is none at all."""
+    faults = []
+    for path in (folder / name for name in KEPT):
+        try:
+            found = read(path) if path.exists() else None
+        except CheckpointError as fault:
+            faults.append(str(fault))
+            continue
+        if found and faults:
+            warnings.warn(f"{faults[0]}; going on from the one before", stacklevel=3)
+        if found:
+            return found
+    if faults:
+        raise CheckpointError(f"{'; '.join(faults)}: remove the folder, and begin anew")
+    return None
 
 
 def _read_run(path):
+    if not safetensors.check(path):
+        raise CheckpointError(f"{path} is not a training checkpoint of numpygpt")
     try:
         run = json.loads(safetensors.read_metadata(path)["run"])
         step, _ = run["step"], (dict(run["begun"]), run["text"])  # all of them are there

@@ -8,6 +8,7 @@ Source: github.com/huggingface/safetensors, "Format". The file is somebody else'
 number in it is checked before it is used, with Python integers, which cannot overflow.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from numpygpt.files.atomic import writing
 from numpygpt.formats import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the official reader
+NO_DIGEST = "0" * 64
 
 # NumPy has no bfloat16: its bits are read as integers and widened below.
 DTYPES = {
@@ -48,15 +50,47 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     return metadata
 
 
+def check(path: str | os.PathLike) -> bool:
+    """Whether the file has a sha256 of itself, as `write` puts it there; it holds if there is one.
+
+    Raises CheckpointError where it does not hold, and as `read` does.
+    """
+    path = os.fspath(path)
+    expected = read_metadata(path).get("sha256")
+    if expected is None:
+        return False
+    with open(path, "rb") as file:
+        start = file.read(8)
+        start += file.read(int.from_bytes(start, "little"))
+        found = hashlib.sha256(start.replace(expected.encode(), NO_DIGEST.encode(), 1))
+        while piece := file.read(1 << 20):
+            found.update(piece)
+    if found.hexdigest() != expected:
+        raise CheckpointError(
+            f"{path} is damaged: its bytes no longer have the sha256 with which they were written"
+        )
+    return True
+
+
 def write(
-    path: str | os.PathLike, arrays: dict[str, np.ndarray], metadata: dict[str, str] | None = None
+    path: str | os.PathLike,
+    arrays: dict[str, np.ndarray],
+    metadata: dict[str, str] | None = None,
+    digest: bool = False,
 ):
     """Write arrays in the given order; whoever looks finds the old file or the whole new one.
 
-    Raises ValueError for a name, dtype or metadata that the format cannot hold.
+    digest: put the sha256 of the file into its metadata, computed with zeros in its own place, so
+    that `check` can tell whether a bit has changed. Raises ValueError for a name, dtype or metadata
+    that the format cannot hold.
     """
     arrays = {name: _little_endian(name, array) for name, array in arrays.items()}
-    header = _header(arrays, metadata)
+    header = _header(arrays, {"sha256": NO_DIGEST} | (metadata or {}) if digest else metadata)
+    if digest:
+        found = hashlib.sha256(len(header).to_bytes(8, "little") + header)
+        for array in arrays.values():
+            found.update(array.reshape(-1).view(np.uint8))
+        header = header.replace(NO_DIGEST.encode(), found.hexdigest().encode(), 1)
     with writing(path, binary=True) as file:
         file.write(len(header).to_bytes(8, "little") + header)
         file.writelines(array.reshape(-1).view(np.uint8) for array in arrays.values())
