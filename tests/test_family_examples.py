@@ -1,4 +1,4 @@
-"""The scripts in examples/ about the family, with next to no training: that they run to the end."""
+"""The scripts in notebooks/scripts/ about the family, with next to no training: that they run to the end."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ def run(*arguments):
 
 
 def test_dates():
-    out = run("examples/family_dates.py", "--steps", 2, "--batch", 4, "--unseen", 7)
+    out = run("notebooks/scripts/family_dates.py", "--steps", 2, "--batch", 4, "--unseen", 7)
     assert re.search(r"^\d of 7 unseen dates exact", out, re.M) and "beams:" in out
 
 
@@ -25,7 +25,7 @@ def test_masked_and_causal(tmp_path):
     paragraphs = (ROOT / "README.md").read_text(encoding="utf-8").split("\n\n")
     text = "\n<|endoftext|>\n".join(paragraphs)
     (tmp_path / "stories.txt").write_text(text, encoding="utf-8")
-    script, picture = "examples/family_masked_and_causal.py", tmp_path / "curves.png"
+    script, picture = "notebooks/scripts/family_masked_and_causal.py", tmp_path / "curves.png"
     out = run(script, tmp_path / "stories.txt", "--tokens", 12_000, "--asked", 5, "-o", picture)
     assert "GPT, from the left" in out and "BERT, from both sides" in out
     assert picture.stat().st_size > 10_000

@@ -1,4 +1,4 @@
-"""examples/skill.py: its pairs are what they say."""
+"""notebooks/scripts/skill.py: its pairs are what they say."""
 
 import importlib.util
 import json
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / "examples" / "skill.py"
+SCRIPT = Path(__file__).parent.parent / "notebooks" / "scripts" / "skill.py"
 
 
 @pytest.fixture(scope="module")

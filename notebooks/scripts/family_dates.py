@@ -1,6 +1,6 @@
 """Train the Transformer of 2017 to rewrite dates, "Tuesday, 3 March 1974" -> "1974-03-03".
 
-    python examples/family_dates.py [--steps 700] [--seed 0]
+    python notebooks/scripts/family_dates.py [--steps 700] [--seed 0]
 
 Reads nothing. The months and days of the week are words, the order varies, and the year may have
 two digits; so the decoder has to look at the right place of the source for every character. Half
