@@ -56,7 +56,7 @@ def compare(
         aligned, right = aligned_with(reference)
         what = "; ".join(processing.NAMES[name] for name in rewritten)
         remarks.append(f"harmless processing, as TransformerLens does by default: {what}")
-    if not learned.rows and not _is_evidence(aligned):
+    if not learned.rows and not _is_evidence(aligned, theirs, model.config.n_vocab):
         left = ", ".join(n for n in theirs if n not in aligned.matched)
         raise ValueError(
             f"nothing was compared: none of the arrays {left[:200] or '(there are none)'} could be "
@@ -97,11 +97,12 @@ def compare_with_record(theirs: dict, ours: dict, names=None) -> Diagnosis:
     )  # fmt: skip
 
 
-def _is_evidence(aligned):
+def _is_evidence(aligned, arrays, n_vocab):
     """Was anything but ids recognised by its name or its numbers? Guesses by order need such a
     foothold; logits have one in their shape, which nothing else has."""
     return any(
-        ours == "logits" or how in ("name", "map", "value")
+        how in ("name", "map", "value")
+        or (ours == "logits" and theirs in arrays and n_vocab in arrays[theirs].shape)
         for theirs, ours in aligned.matched.items()
         for how in [aligned.sure[theirs][1]]
         if ours not in ("tokens", "positions")
