@@ -1,4 +1,4 @@
-"""The scripts in notebooks/scripts/ about the family, with next to no training: that they run to the end."""
+"""The scripts about the family, with next to no training: that they run to the end."""
 
 import re
 import subprocess

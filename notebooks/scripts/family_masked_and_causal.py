@@ -1,6 +1,6 @@
 """Train a BERT and a GPT of one size beside each other, on the same stories.
 
-    python notebooks/scripts/family_masked_and_causal.py STORIES.txt [--tokens 3000000] [-o curves.png]
+    python notebooks/scripts/family_masked_and_causal.py STORIES.txt [--tokens 3000000] [-o P.png]
 
 Both see the same windows of the same text in the same order, and the same number of tokens, of a
 vocabulary of 1,024 learned from the stories. The GPT is to say the next token at every position; of

@@ -1,8 +1,8 @@
 """Teach a model a small skill on stories, with all its parameters and with LoRA, and say what the
 skill cost.
 
-    python notebooks/scripts/skill.py pairs past 4000 > pairs.jsonl     # (x, y) pairs, a JSON object a line
-    python notebooks/scripts/skill.py teach past --text stories.txt     # before, after, and bits per byte
+    python notebooks/scripts/skill.py pairs past 4000 > pairs.jsonl  # (x, y) pairs, one a line
+    python notebooks/scripts/skill.py teach past --text stories.txt  # before, after, bits per byte
 
 Two skills: `past` puts a sentence into the past (Tom sees a dog -> Tom saw a dog), `who` names who
 did what (Tom saw a dog. Mia fed a cat. Who fed a cat? -> Mia). Of both, no pair that is measured
