@@ -92,7 +92,7 @@ def train(model, batches, settings: Settings, state: optim.AdamState):
                 model.params, grads, state, lr, s.beta1, s.beta2, weight_decay=s.weight_decay
             )
             del grads  # not to be kept beside those of the next step
-            seconds = time.perf_counter() - start
+            seconds = max(time.perf_counter() - start, 1e-6)  # a clock may stand still
             tokens = batch[0].size
             yield Step(state.step, float(loss), lr, norm, tokens, tokens / seconds)
 

@@ -3,11 +3,12 @@
 import argparse
 import contextlib
 import os
+import re
 import sys
 
 from numpygpt import __version__
 from numpygpt.cli import comparing, course, evaluating, looking, measuring, models, text, training
-from numpygpt.cli.shell import say, spoken_warnings
+from numpygpt.cli.shell import Shown, drop, open_streams, say, spoken_warnings
 
 # NumPy and the rooms are imported by the commands, inside `main`'s try: so Ctrl-C is quiet from the
 # first moment, and `numpygpt --help` does not wait for them.
@@ -15,34 +16,59 @@ from numpygpt.cli.shell import say, spoken_warnings
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return its exit status: 0 done, 1 the work failed, 2 misuse."""
-    parser = _parser()
-    args = parser.parse_args(argv)
-    if args.run is None:
-        parser.print_help()
-        return 0
+    open_streams()
     if hasattr(sys.stdout, "reconfigure"):  # a console that lacks a character shows ?, and goes on
         sys.stdout.reconfigure(errors="replace")
     try:
-        with spoken_warnings():
-            status = args.run(args) or 0
-        sys.stdout.flush()
+        try:
+            status = _run(sys.argv[1:] if argv is None else argv)
+        except SystemExit as end:  # argparse's: a misuse that was said, or --help
+            status = end.code or 0
+        _finish_output()
         return status
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `| head -1`: nobody reads on, so there is nobody to tell
-        _drop_output()
+        drop(sys.stdout)
         return 0
     except (ValueError, TypeError, OSError, ArithmeticError, MemoryError) as error:
         if isinstance(error, OSError):
-            _drop_output()
-        say(f"numpygpt: {_sentence(error)}")
+            drop(sys.stdout)
+        say(f"numpygpt: {' '.join(_sentence(error).split())}")
         return _status(error)
 
 
-def _drop_output():
-    """What is still to be written goes nowhere: Python would try again at its end, and complain."""
-    with contextlib.suppress(OSError, ValueError):  # a stdout that is no file, in tests
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _run(words):
+    parser = _parser()
+    _check_bytes(words)
+    args = parser.parse_args(words)
+    if args.run is None:
+        parser.print_help()
+        return 0
+    # Of a text that is generated, only a terminal is spared what it would take for commands.
+    raw = getattr(args, "raw", None)
+    clean = sys.stdout.isatty() and not raw if raw is not None else True
+    with contextlib.redirect_stdout(Shown(sys.stdout) if clean else sys.stdout), spoken_warnings():
+        return args.run(args) or 0
+
+
+def _check_bytes(words):
+    """An argument that is not text in this locale would be read as other text, without a word."""
+    for word in words:
+        if re.search("[\udc80-\udcff]", word) and not os.path.lexists(word):
+            raise ValueError(
+                "an argument has bytes that are not text here: set PYTHONUTF8=1 if they are UTF-8, "
+                "or give the text on standard input"
+            )
+
+
+def _finish_output():
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, f"standard output: {error.strerror}") from None
 
 
 def _sentence(error):
@@ -52,7 +78,7 @@ def _sentence(error):
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     if isinstance(error, MemoryError):
         return f"there is not enough memory for this: {error}"
-    return " ".join(str(error).split())
+    return str(error)
 
 
 def _status(error):
@@ -81,11 +107,15 @@ def _parser():
     for group in (text, training, evaluating, models, looking, measuring, comparing, course):
         group.add(command)
     for p in (parser, *commands.choices.values()):
-        p.error = _misuse
+        p.error, p._print_message = _misuse, _print  # argparse's own passes a full disk over
         for option in p._actions:  # argparse has no public list of them
             if option.default not in (None, False, [], argparse.SUPPRESS):
                 option.help = f"{option.help or ''} (default: %(default)s)".strip()
     return parser
+
+
+def _print(message, file):
+    file.write(message)
 
 
 def _misuse(message):
@@ -103,5 +133,5 @@ def _misuse(message):
             if name.startswith("--") and meant:
                 message = f"there is no {name.split('=')[0]}: {meant}"
                 break
-    say(f"numpygpt: {message}")
+    say(f"numpygpt: {' '.join(message.split())}")
     raise SystemExit(2)

@@ -113,7 +113,8 @@ def _draw(args, model, tokenizer, prompts, ids, long_prompts):
     seconds = time.perf_counter() - start
     if "context" in reasons:
         say(f"stopped at the end of the context, {model.config.n_ctx} tokens")
-    say(f"{count} tokens in {seconds:.2f} s, {count / seconds:.0f} tokens/s")
+    speed = f", {count / seconds:.0f} tokens/s" if seconds > 0 else ""  # a clock may stand still
+    say(f"{count} tokens in {seconds:.2f} s{speed}")
 
 
 def _keeping_value(steps, value):
@@ -264,6 +265,11 @@ def add(command):
         help="by the prompts of GPT-2's paper; of `answer` the last line is the question",
     )
     p.add_argument("--dry-run", action="store_true", help="of a task, show the prompt alone")
+    p.add_argument(
+        "--raw",
+        action="store_true",
+        help="on a terminal, too, print the text as it is, with whatever commands it holds",
+    )
 
     p = command(tokenize_command)
     p.add_argument("text", nargs="?", help="default: standard input")

@@ -340,7 +340,7 @@ def _seconds_per_step(model, batch, window):
         start = time.perf_counter()
         model.loss_and_grads(tokens, tokens)
         seconds = time.perf_counter() - start
-    return seconds
+    return max(seconds, 1e-6)  # a clock may stand still
 
 
 def _sample(model, tokenizer, length=60):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from numpygpt.files import text
 from numpygpt.files.atomic import writing
 
 
@@ -19,7 +20,7 @@ def resumed(path, settings: dict, results: Callable):
     """
     path = Path(path)
     first = json.dumps(settings)
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    lines = text.read(path).split("\n") if path.exists() else []
     lines.pop() if lines else None  # what stands behind the last newline was being written
     if lines and lines[0] != first:
         raise ValueError(

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from numpygpt import optim
+from numpygpt.files import text as files_text
 from numpygpt.files.atomic import locked, writing
 from numpygpt.formats import CheckpointError, safetensors
 from numpygpt.train import Settings, Step, skip, train
@@ -174,7 +175,7 @@ def open_log(path, step: int):
     them again.
     """
     path = Path(path)
-    rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows = files_text.read(path).splitlines() if path.exists() else []
     try:
         kept = [row for row in rows if row.endswith("}") and json.loads(row)["number"] <= step]
     except (ValueError, RecursionError, KeyError, TypeError):
@@ -186,7 +187,7 @@ def open_log(path, step: int):
 
 def read_log(path) -> list[dict]:
     """The rows of a log."""
-    return [json.loads(row) for row in Path(path).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(row) for row in files_text.read(path).splitlines()]
 
 
 # ---- the checkpoint -----------------------------------------------------------------------------
