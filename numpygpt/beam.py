@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection
 import numpy as np
 
 from . import ops
-from .sample import check_count, check_logits, check_prompts, prefill, read, select
+from .sample import check_count, check_logits, check_memory, check_prompts, prefill, read, select
 
 
 def beam_search(
@@ -34,6 +34,7 @@ def beam_search(
     for name, value in (("max_new_tokens", max_new_tokens), ("num_beams", num_beams)):
         check_count(name, value, 1)
     (prompt,) = check_prompts(model.config, [prompt], "stop")
+    check_memory(model.config, num_beams, len(prompt) + max_new_tokens)
     if len(prompt) + max_new_tokens - 1 > model.config.n_ctx:
         raise ValueError(
             f"{len(prompt)} ids and {max_new_tokens} new ones do not fit n_ctx = "

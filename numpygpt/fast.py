@@ -477,3 +477,11 @@ def _equal(count, parts):
     """Slices that cut `count` into so many parts, as equal as can be."""
     edges = [round(i * count / parts) for i in range(parts + 1)]
     return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+
+
+def machine_memory() -> float:
+    """Bytes of the machine's memory; infinity where the system does not say."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return math.inf

@@ -172,6 +172,7 @@ def generate(
     check_count("num_return_sequences", num_return_sequences, 1)
     prompts = check_prompts(model.config, prompts, at_end)
     count = len(prompts) * num_return_sequences
+    check_memory(model.config, count, max(map(len, prompts)) + max_new_tokens)
     if draft is not None and count > 1:
         raise ValueError(f"a draft can serve one row, not {count}: generate them one after another")
     if draft is not None and not hasattr(draft, "steps"):
@@ -375,6 +376,17 @@ def check_logits(logits):
     if not np.isfinite(logits.max(-1)).all():  # one NaN makes the maximum NaN
         raise FloatingPointError(
             "the model returned logits that are not numbers: its weights or an operation are broken"
+        )
+
+
+def check_memory(config, rows, length):
+    """Raises ValueError where keys, values and logits of so many rows cannot fit the machine."""
+    each = 8 * config.n_layer * config.n_embd * min(length, config.n_ctx) + 8 * config.n_vocab
+    memory = fast.machine_memory()
+    if rows * each > memory:
+        raise ValueError(
+            f"{rows:,} texts at once take {rows * each / 1e9:,.0f} GB of keys, values and logits, "
+            f"and this machine has {memory / 1e9:,.0f}: ask for fewer at a time"
         )
 
 

@@ -109,6 +109,27 @@ def test_ctrl_c_at_random_moments_prints_no_traceback(folder):
         assert "Traceback" not in err
 
 
+# ---- what no machine can hold --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "TEXT", "--out", "OUT", "--n-vocab", "270", "--n-layer", "99999999999"],
+        ["train", "TEXT", "--out", "OUT", "--n-vocab", "270", "--n-embd", "99999999872"],
+        ["train", "TEXT", "--out", "OUT", "--n-vocab", "270", "--n-ctx", "99999999999"],
+        ["generate", "A", "--model", "MODEL", "--num-return-sequences", "1000000000"],
+        ["generate", "A", "--model", "MODEL", "--beams", "1000000000"],
+    ],
+)
+def test_more_than_the_machine_has_is_refused_before_it_is_begun(capfd, folder, tmp_path, words):
+    (tmp_path / "text.txt").write_text(TEXT * 20, encoding="utf-8")
+    places = {"TEXT": tmp_path / "text.txt", "OUT": tmp_path / "out", "MODEL": folder}
+    assert cli.main([str(places.get(word, word)) for word in words]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and "this machine has" in err.splitlines()[-1]
+
+
 # ---- what a terminal would take for commands -----------------------------------------------------
 
 

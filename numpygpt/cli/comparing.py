@@ -43,6 +43,7 @@ def _write_fixtures(args):
     """Strings and their ids as JSON, with the official vocabulary or that of --model."""
     import numpygpt
     from numpygpt.check.fixtures import tokenizer_fixtures
+    from numpygpt.files.atomic import writing
 
     official = args.model == MODEL["default"]
     tokenizer = numpygpt.Tokenizer.gpt2() if official else load(args.model)[1]
@@ -53,7 +54,7 @@ def _write_fixtures(args):
     if not args.output:
         print(text, end="")
         return
-    with open(args.output, "w", encoding="utf-8") as file:
+    with writing(args.output) as file:
         file.write(text)
 
 

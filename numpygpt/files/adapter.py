@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from numpygpt.files import text
 from numpygpt.files.atomic import writing
 from numpygpt.formats import CheckpointError, safetensors
 from numpygpt.lora import MATRICES, LoRA
@@ -107,12 +108,12 @@ def load(folder: str | os.PathLike, model: GPT2) -> GPT2:
 def _read_config(folder):
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = text.read_json(path)
         base = config["base_model_name_or_path"]
         if not isinstance(base, str) or type(config["r"]) is not int:
             raise TypeError("r or base_model_name_or_path")
         float(config["lora_alpha"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{path} does not describe a LoRA: {error}") from None
     for name, meant in PLAIN.items():
         value = config.get(name, meant[0])

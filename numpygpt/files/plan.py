@@ -15,6 +15,7 @@ import numpy as np
 
 from numpygpt import data, evaluate, optim, sample
 from numpygpt.bpe import END_OF_TEXT, Tokenizer
+from numpygpt.fast import machine_memory
 from numpygpt.files import adapter, checkpoint, run, vocabulary
 from numpygpt.files.atomic import locked
 from numpygpt.lora import LoRA
@@ -302,7 +303,21 @@ def _config(n_vocab, sizes, begun, tokens):
         chosen = {name: begun["begun"][name] for name in (*chosen, "n_head")}
     chosen |= sizes | {"n_vocab": n_vocab}
     chosen.setdefault("n_head", max(1, chosen["n_embd"] // 64))
-    return Config(**chosen)
+    return _fitting(Config(**chosen))
+
+
+def _fitting(config):
+    """The configuration, or ValueError where parameters, gradients, m and v do not fit."""
+    c, f = config.n_embd, config.n_inner
+    each = c * (4 * c + 2 * f + 9) + f  # of a block
+    count = c * (config.n_vocab + config.n_ctx + 2) + config.n_layer * each
+    memory = machine_memory()
+    if 16 * count > memory:
+        raise ValueError(
+            f"a model of {count:,} parameters takes {16 * count / 1e9:,.0f} GB to train, and this "
+            f"machine has {memory / 1e9:,.0f}: choose smaller sizes"
+        )
+    return config
 
 
 def _settings(planned, model, tokens, window, what, begun, say):

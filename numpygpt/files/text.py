@@ -32,7 +32,10 @@ def read(path: str | os.PathLike) -> str:
     path = Path(path)
     if path.exists() and not path.is_dir() and not stat.S_ISREG(path.stat().st_mode):
         raise ValueError(f"{path} is a pipe or a device: write the text to a file and name that")
-    return decode(path.read_bytes(), str(path))
+    with open(path, "rb") as file:
+        beginning = file.read(1000)
+        _check_beginning(beginning, str(path))  # before the rest, which may be large
+        return decode(beginning + file.read(), str(path))
 
 
 def prose(path: str | os.PathLike) -> str:
@@ -55,19 +58,23 @@ def _is_json_object(line):
 
 def decode(data: bytes, source: str) -> str:
     """Bytes as text; `source` is what a message calls them. Raises ValueError as `read`."""
-    for beginning, kind in OTHER_BEGINNINGS.items():
-        if data.startswith(beginning):
-            if kind.startswith("UTF"):
-                raise ValueError(_not_utf8(source, f"it is {kind}", kind))
-            raise ValueError(f"{source} is {kind}, not a text: unpack it first")
-    if data[:1000].count(0) > len(data[:1000]) // 4:  # "a" in UTF-16 is "a\0", which is UTF-8, too
-        raise ValueError(_not_utf8(source, "every other byte is 0, as in UTF-16", "UTF-16LE"))
+    _check_beginning(data[:1000], source)
     try:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         what = f"line {line} has the byte {error.object[error.start]:#04x}"
         raise ValueError(_not_utf8(source, what, "WINDOWS-1252")) from None
+
+
+def _check_beginning(data, source):
+    for beginning, kind in OTHER_BEGINNINGS.items():
+        if data.startswith(beginning):
+            if kind.startswith("UTF"):
+                raise ValueError(_not_utf8(source, f"it is {kind}", kind))
+            raise ValueError(f"{source} is {kind}, not a text: unpack it first")
+    if data.count(0) > len(data) // 4:  # "a" in UTF-16 is "a\0", which is UTF-8, too
+        raise ValueError(_not_utf8(source, "every other byte is 0, as in UTF-16", "UTF-16LE"))
 
 
 def _not_utf8(source, what, encoding):

@@ -4,18 +4,16 @@ import json
 import math
 import os
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from numpygpt.files.atomic import writing
-from numpygpt.formats import safetensors
+from numpygpt.formats import safetensors, size_of
 
-UNREADABLE = (
-    ValueError, TypeError, EOFError, KeyError, SyntaxError, OverflowError, MemoryError,
-    RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
+MAX_JSON = 100_000_000  # bytes
+MAX_UNPACKED = 200  # times its size in the file; attention that is half zeros packs to a third
+MAX_DIMENSIONS = 8  # an array of a model has 4 at most
 INDEX = "index.json"
 ENDINGS = (".npz", ".npy", ".safetensors", ".json", ".bin")
 BFLOAT16 = np.dtype("V2")  # what NumPy makes of an ml_dtypes.bfloat16 it does not know
@@ -34,13 +32,20 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise FileNotFoundError(2, "No such file or folder", str(path))
     try:
         arrays = _reader(path)(path)
-    except UNREADABLE as error:
+    except Exception as error:  # whatever the libraries raise at a damaged file
+        if isinstance(error, OSError) and error.filename:
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         if "pickle" in reason:
             reason = "it holds Python objects; save plain arrays with np.savez(file, name=array)"
         raise ValueError(f"{path} cannot be read as arrays: {reason}") from None
     if not arrays:
         raise ValueError(f"{path} holds no arrays")
+    for name, array in arrays.items():
+        if array.ndim > MAX_DIMENSIONS:
+            raise ValueError(
+                f"{path}: {name!r:.99} has {array.ndim} dimensions, more than any array of a model"
+            )
     return {name: _widened(array) for name, array in arrays.items()}
 
 
@@ -57,6 +62,14 @@ def _reader(path):
 
 
 def _npz(path):
+    packed = size_of(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > max(MAX_UNPACKED * packed, 1_000_000):
+            raise ValueError(
+                f"its {packed:,} bytes unpack to {unpacked:,}: save it again with np.savez"
+            )
     with open(path, "rb") as opened:  # np.load would leave a damaged file open
         file = np.load(opened, allow_pickle=False)
         if not isinstance(file, np.lib.npyio.NpzFile):
@@ -69,6 +82,7 @@ def _npz(path):
 
 
 def _npy(path):
+    size_of(path)
     with open(path, "rb") as opened:
         array = np.load(opened, allow_pickle=False)
     if not isinstance(array, np.ndarray):
@@ -83,7 +97,7 @@ def _folder(path):
 
 
 def _index(path):
-    index = json.loads((path / INDEX).read_text(encoding="utf-8"))
+    index = _json(path / INDEX)
     if not isinstance(index, dict) or not isinstance(index.get("tensors"), dict):
         raise ValueError(f'{INDEX} should hold {{"tensors": {{name: {{"file", "shape"}}}}}}')
     return index
@@ -93,28 +107,35 @@ def _raw_file(folder, entry):
     if not isinstance(entry, dict) or not _is_shape(entry.get("shape")):
         raise ValueError(f"an entry of {INDEX} has no shape")
     file = folder / Path(str(entry.get("file"))).name  # in this folder, whatever it says
-    data = file.read_bytes() if file.is_file() else None
+    size = file.stat().st_size if file.is_file() else None
     expected = 4 * math.prod(entry["shape"])
-    if data is None or len(data) != expected:
-        there = "is missing" if data is None else f"has {len(data)} bytes"
+    if size != expected:
+        there = "is missing" if size is None else f"has {size} bytes"
         raise ValueError(f"{file.name} {there}, where its shape takes {expected}")
-    return np.frombuffer(data, "<f4").reshape(entry["shape"])
+    return np.frombuffer(file.read_bytes(), "<f4").reshape(entry["shape"])
 
 
 def _raw(path):
-    shapes = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    shapes = _json(path.with_suffix(".json"))
     if not isinstance(shapes, dict) or not all(map(_is_shape, shapes.values())):
         raise ValueError('the .json should hold a shape for each name: {"ln_f": [1, 4, 768], ...}')
-    data = np.fromfile(path.with_suffix(".bin"), np.uint8)
+    size = size_of(path.with_suffix(".bin"))
     expected = 4 * sum(map(math.prod, shapes.values()))
-    if len(data) != expected:
-        raise ValueError(f"the .bin has {len(data)} bytes where the shapes take {expected}")
+    if size != expected:
+        raise ValueError(f"the .bin has {size} bytes where the shapes take {expected}")
+    data = np.fromfile(path.with_suffix(".bin"), np.uint8)
     arrays, start = {}, 0
     for name, shape in shapes.items():
         stop = start + 4 * math.prod(shape)
         arrays[name] = data[start:stop].view("<f4").reshape(shape)
         start = stop
     return arrays
+
+
+def _json(path):
+    if (size := size_of(path)) > MAX_JSON:
+        raise ValueError(f"{path.name} has {size:,} bytes, too many for a list of shapes")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _is_shape(shape):
@@ -147,6 +168,7 @@ def write(path: str | os.PathLike, arrays: dict[str, np.ndarray], model: str = "
 
 def _write_raw(folder, arrays, model):
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / INDEX).unlink(missing_ok=True)  # of other arrays: a half folder is not taken for one
     lines = []
     for name, array in arrays.items():
         file = name.replace("/", "_") + ".f32"
