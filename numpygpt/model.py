@@ -39,12 +39,12 @@ class Config:
     Raises ValueError for sizes that are not positive integers or heads that do not divide n_embd.
     """
 
-    n_vocab: int
-    n_ctx: int
-    n_embd: int
-    n_head: int
-    n_layer: int
-    n_inner: int | None = None
+    n_vocab: int  # V: how many tokens there are
+    n_ctx: int  # the most tokens that can be read at once
+    n_embd: int  # C: width of the residual stream
+    n_head: int  # H
+    n_layer: int  # how many blocks there are
+    n_inner: int | None = None  # F: width inside the MLP
     layer_norm_epsilon: float = 1e-5
 
     def __post_init__(self):
@@ -142,7 +142,7 @@ class GPT2:
         keep: "nothing", "backward" (what `backward` reads) or "everything".
         only_last: compute the logits of the last position alone, as sampling needs.
         given: entries of the record, name -> array, that take the place of what was computed (which
-            is recorded first): a step on somebody else's numbers, a patched or ablated activation.
+            is recorded first): somebody else's, another run's ("patched") or zeros ("ablated").
             Only `get(name, computed)` is asked of it, which may be a function of what was computed.
 
         Returns logits (B, T, V), or (B, 1, V) with only_last, and the dict acts.
@@ -156,6 +156,7 @@ class GPT2:
         acts, given, whole = Record(), given or {}, keep == "everything" or given is not None
 
         def save(name, array, prefix=""):
+            """Record the array if asked to; return it, or what `given` has in its place."""
             if keep == "everything" or (keep == "backward" and name in READ_BACKWARD):
                 acts[prefix + name] = array
             return given.get(prefix + name, array)
@@ -222,7 +223,7 @@ class GPT2:
         return ops.merge_heads(z)
 
     def _heads(self, q, k, whole=False):
-        """Slices of heads, for threads to share. Operations of others get all heads at once."""
+        """Slices of heads, for threads to share. Operations not ours get all heads at once."""
         return fast.heads(q, k, whole or self.ops is not reference_ops)
 
     def _unembedding(self):
@@ -323,7 +324,10 @@ class GPT2:
 
 
 def _pieces(t, s, whole=False):
-    """(slice of queries, number of keys the last of them sees) for t queries, the last of s."""
+    """(slice of queries, number of keys the last of them sees) for t queries, the last of s.
+
+    whole: one piece, so that the record gets all scores in one array.
+    """
     step = t if whole else PIECE
     for start in range(0, t, step):
         stop = min(start + step, t)
@@ -551,7 +555,7 @@ def _check_record(config, acts, dlogits):
 
 # ---- the released sizes --------------------------------------------------------------------------
 
-# By the name that counts their parameters. At the end, as a configuration is checked when made.
+# By the name that counts their parameters. At the end, as making one calls check_config above.
 SIZES = {
     "124M": Config(50257, 1024, 768, 12, 12),
     "355M": Config(50257, 1024, 1024, 16, 24),

@@ -15,7 +15,7 @@ Letters, used everywhere in this package:
     V  tokens in the vocabulary
 
 dtype is kept: float32 in, float32 out; float64 in, float64 out. Constants are Python floats, since
-a NumPy scalar such as `np.sqrt(2 / np.pi)` is a float64 that would turn the whole model into one.
+a NumPy scalar such as `np.sqrt(2 / np.pi)` is a float64 that would make the whole model float64.
 
 What stands above a function (`@fast.by_rows`) and `fast.matmul`, which is `@`, make it fast and
 change no number but by rounding; `fast.py` tells how, and nobody needs it to read on.
@@ -48,7 +48,7 @@ def embedding_backward(dy, ids, table, into=None):
     """dtable[i] = sum of dy over all places where the id is i: (B, T, C) -> (V, C).
 
     into: a gradient that the table has already; these are added to it, in place. GPT-2's table is
-    used twice, and a second gradient of it would be 154 MB of zeros with a few rows in it.
+    used twice, and a second gradient of it would be 154 MB of zeros but for a few rows.
     """
     dtable = np.zeros(table.shape, table.dtype) if into is None else into
     np.add.at(dtable, ids, dy)  # `dtable[ids] += dy` would count a repeated id once
@@ -58,8 +58,9 @@ def embedding_backward(dy, ids, table, into=None):
 def positions(past, t, pads=None):
     """Position of each of T tokens behind `past` cached ones: past, past + 1, ...: (T,).
 
-    With pads (B,), padding tokens at the left, the first real token of every row is at position 0,
-    and the padding is put there too: (B, T). Integers have no gradient, so there is no backward.
+    pads (B,) is the number of padding tokens that fill each row at the left, so that all have one
+    length. The first real token is at position 0, and the padding is put there too: (B, T).
+    Integers have no gradient, so there is no backward.
     """
     count = np.arange(past, past + t)
     return count if pads is None else np.maximum(count - np.asarray(pads)[:, None], 0)
@@ -74,7 +75,7 @@ def residual(x, y):
 
 
 def residual_backward(dy, x=None, y=None):
-    """dx = dy and dy = dy, whatever x and y were: this is what lets deep stacks be trained."""
+    """Both gradients are dy, whatever x and y were: this is what lets many blocks be trained."""
     return dy, dy
 
 
@@ -225,7 +226,7 @@ def attention_scores(q, k, pads=None):
     padding position sees itself alone: nobody reads its result, but a softmax over nothing would be
     NaN, and 0 * NaN is NaN in the rows that do count.
     """
-    scores = (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)  # (1) scaled while it is T x D
+    scores = (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)  # (1) q is scaled, not T x S scores
     if q.shape[2] > 1 or pads is not None:  # a single query is the last and sees every key
         hidden = _hidden(scores, pads)
         scores[..., -hidden.shape[-1] :] += hidden  # (2)
@@ -292,7 +293,8 @@ def cross_entropy(logits, targets, mask=None):
 
     logits (B, T, V), targets (B, T) ids. The targets are the *next* tokens: shifting is done where
     the batch is made (`data.py`). mask (B, T), 1 where a target counts; None counts all. Where it
-    is 0 the target may be anything, -100 for instance. Raises ValueError if it is 0 everywhere.
+    is 0 the target may be anything, -100 for instance. Nats: log is the natural logarithm. Raises
+    ValueError if the mask is 0 everywhere.
     """
     weight, rows, targets = _weighted(logits, targets, mask)
     return (weight * _nll(rows, targets)).sum()

@@ -1,4 +1,4 @@
-"""GPT-2 on three pages: every formula from a text to the next word and to a training step.
+"""GPT-2 in three pages of code: every formula from a text to the next word and to a training step.
 
 GPT-2 reads a text and says, of every piece of text that could come next, how likely it is:
 
@@ -18,6 +18,8 @@ Letters for the sizes of arrays, here and everywhere in the package:
 
     T  tokens that are read                  C  numbers by which the model describes each of them
     V  tokens that exist, the vocabulary     H  attention heads, each with D = C / H numbers
+
+In formulas x^T is x transposed: its last two axes swapped.
 
 Several texts of one length may be read at once: axes in front of those named here are carried
 along. What comes in as float32 stays float32, and float64 stays float64.
@@ -52,7 +54,7 @@ def encode(text, vocab, merges):
     """Text to ids, by byte-pair encoding.
 
     A word starts as its bytes. Then neighbours are joined, pair by pair, always the pair that comes
-    first in `merges`, where the most frequent ones do, until no two neighbours are a known pair.
+    first in `merges`, the most frequent first, until no two neighbours are a pair in it.
     vocab: token -> id, {"Ġthe": 262, ...}. merges: [("Ġ", "t"), ("Ġ", "a"), ...].
     """
     symbols = byte_symbols()
@@ -81,7 +83,8 @@ def decode(ids, vocab):
 
 # ---- forward: tokens to logits ------------------------------------------------------------------
 #
-# First, how to find one's way in params: block 3's first layer norm is "h.3.ln_1.weight", ".bias".
+# The model is a row of *blocks* (see `block`). Each layer norm and each linear has two arrays, a
+# weight and a bias. In params, those of block 3's first layer norm are "h.3.ln_1.weight", ".bias".
 
 
 def n_layer(params):
@@ -90,7 +93,7 @@ def n_layer(params):
 
 
 def layer(params, name):
-    """The two arrays of a layer."""
+    """The two arrays of a layer norm or a linear: its weight and its bias."""
     return params[f"{name}.weight"], params[f"{name}.bias"]
 
 
@@ -111,6 +114,7 @@ def softmax(x):
 def gelu(x):
     """y = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): about 0 below 0, about x above it.
 
+    Without such a bend between them, two `linear` could do no more than one.
     Pitfall: GPT-2 was trained with this formula. The "exact" GELU, with erf, is close but not the
     same: every logit is a little wrong then, and the generated text hardly ever shows it.
     """
@@ -120,6 +124,7 @@ def gelu(x):
 def layer_norm(x, g, b, eps=1e-5):
     """y = g (x - mean) / sqrt(variance + eps) + b: each token's C numbers, brought to one scale.
 
+    g and b are learned: they stretch and shift what comes out. eps keeps 0 from being divided by.
     Pitfall: the variance is divided by C, not C - 1, and eps is 1e-5 and stands inside the root.
     """
     mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
@@ -129,6 +134,7 @@ def layer_norm(x, g, b, eps=1e-5):
 def linear(x, w, b):
     """y = x w + b: each of the new numbers is a weighted sum of the old ones.
 
+    w and b are learned.
     Pitfall: w is (in, out), as OpenAI published it. PyTorch's `nn.Linear` has it the other way.
     """
     return x @ w + b
@@ -155,7 +161,10 @@ def attention(q, k, v):
 
 
 def split_heads(x, n_head):
-    """(T, C) -> (H, T, D): head h gets columns h D to (h + 1) D. Pitfall: (T, H, D) comes first."""
+    """(T, C) -> (H, T, D): head h gets columns h D to (h + 1) D.
+
+    Pitfall: cut C first, to (T, H, D), and then swap two axes; one reshape would mix the tokens.
+    """
     return x.reshape(*x.shape[:-1], n_head, -1).swapaxes(-3, -2)
 
 
@@ -168,6 +177,7 @@ def merge_heads(x):
 def multi_head_attention(x, params, n_head):
     """H attentions side by side, so that a token can look for H things at once. (T, C) -> (T, C)
 
+    c_proj, at the end, mixes what the heads have found.
     Pitfall: c_attn gives all of q, then all of k, then all of v, and each is then cut into heads.
     """
     q, k, v = np.split(linear(x, *layer(params, "c_attn")), 3, axis=-1)  # (T, 3C) -> 3 x (T, C)
@@ -176,7 +186,7 @@ def multi_head_attention(x, params, n_head):
 
 
 def mlp(x, params):
-    """Each token by itself: to 4 C numbers, through GELU, and back. (T, C) -> (T, C)"""
+    """Multi-layer perceptron: each token by itself, to 4 C numbers, through GELU, back. (T, C)"""
     return linear(gelu(linear(x, *layer(params, "c_fc"))), *layer(params, "c_proj"))
 
 
@@ -208,7 +218,7 @@ def gpt2(tokens, params, n_head):
 
 
 def cross_entropy(logits, targets):
-    """loss = mean of -log softmax(logits)[target]: 0 for certainty, log V for knowing nothing.
+    """loss = mean of -log softmax(logits)[target]: 0 if sure and right, log V if all seem alike.
 
     Pitfall: the target of a token is the token that follows: of ids (T + 1,), tokens = ids[:-1] and
     targets = ids[1:]. Shift there, once, and nowhere else.
@@ -220,8 +230,8 @@ def cross_entropy(logits, targets):
 
 # ---- backward: the loss to gradients ------------------------------------------------------------
 #
-# The gradient dx of an array x has x's shape, and says how much the loss grows for each number in x
-# that grows a little. A backward is given dy, the gradient of what its function returned, and the
+# The gradient dx of an array x has x's shape, and says of each number in x how fast the loss grows
+# as that number grows. A backward is given dy, the gradient of what its function returned, and the
 # function's arguments, and returns their gradients: the chain rule. What it needs of the forward it
 # computes again, from the last step to the first.
 
@@ -232,7 +242,7 @@ def rows(x):
 
 
 def cross_entropy_backward(dy, logits, targets):
-    """dlogits = dy (softmax(logits) - onehot(target)) / tokens: 1 too little at the target."""
+    """dlogits = dy (softmax(logits) - onehot(target)) / tokens; onehot: 1 at the target, else 0."""
     onehot = np.arange(logits.shape[-1]) == np.asarray(targets)[..., None]
     return dy * (softmax(logits) - onehot) / np.size(targets)
 
@@ -353,9 +363,9 @@ def adamw(params, grads, m, v, step, lr, beta1=0.9, beta2=0.999, eps=1e-8, weigh
     """One step of AdamW down the gradients: new params, m and v.
 
     m = beta1 m + (1 - beta1) g is a running mean of the gradients, v = beta2 v + (1 - beta2) g^2
-    one of their squares. With p = p - lr m / (sqrt(v) + eps) all parameters take steps of about lr.
-    As m and v start at 0 they are too small at first; dividing by 1 - beta^step, step = 1, 2, ...,
-    corrects that. Decay pulls matrices, and only them, towards 0.
+    one of their squares. With p = p - lr m / (sqrt(v) + eps) all parameters take steps of about lr,
+    the learning rate. As m and v start at 0 they are too small at first; dividing by 1 - beta^step,
+    step = 1, 2, ..., corrects that. Decay pulls matrices, and only them, towards 0.
     """
     new_params, new_m, new_v = {}, {}, {}
     for name, p in params.items():
@@ -392,7 +402,7 @@ def generate(ids, params, n_head, max_new_tokens, temperature=0.0, k=None, p=Non
     are divided by the temperature (below 1 the likely become likelier), and of these from the k
     largest, and of these from the likeliest that have p together.
     """
-    ids, n_ctx = list(ids), len(params["wpe.weight"])
+    ids, n_ctx = list(ids), len(params["wpe.weight"])  # n_ctx: the most tokens it can read
     rng = np.random.default_rng() if rng is None else rng
     for _ in range(max_new_tokens):
         logits = gpt2(ids[-n_ctx:], params, n_head)[-1]  # the last token's alone: (V,)
@@ -418,6 +428,6 @@ if __name__ == "__main__":
     vocab = {token: i for i, token in enumerate(tokenizer.tokens)}
     ids = encode(prompt, vocab, tokenizer.merges)
     settings = {"temperature": 0.8, "k": 40, "rng": np.random.default_rng(0)}
-    with numpygpt.fast.one_blas_thread():  # several wait for each other where a machine is busy
+    with numpygpt.fast.one_blas_thread():  # on a busy machine several would wait for each other
         ids += generate(ids, model.params, model.config.n_head, 40, **settings)
     print(decode(ids, vocab))
