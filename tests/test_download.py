@@ -323,6 +323,97 @@ def test_a_server_that_always_breaks_off_costs_nothing_but_time(get, server, tmp
     assert_complete(tmp_path)
 
 
+def unasked(begin, end):
+    """A broken proxy: a piece that nobody asked for, whatever was asked for."""
+
+    def answer(handler, data):
+        piece = f"bytes {begin}-{end - 1}/{len(data)}"
+        body(data[begin:end], 206, ETag=tag(data), Content_Range=piece)(handler, data)
+
+    return answer
+
+
+@pytest.mark.parametrize("begin, end", [(0, len(BIG)), (0, 50_000), (50_000, len(BIG))])
+@pytest.mark.parametrize("stale", [b"", b"stale bytes" * 100])
+def test_a_206_that_was_not_asked_for_starts_afresh(get, server, tmp_path, begin, end, stale):
+    if stale:
+        (tmp_path / "big.bin.part").write_bytes(stale)  # without a memo: nobody knows whose
+    server.faults["big.bin"] = [unasked(begin, end)] * 2
+    get()
+    assert_complete(tmp_path)
+
+
+def test_a_206_that_always_comes_unasked_ends_and_fills_nothing(get, server, offer, tmp_path):
+    offer(file("big.bin", BIG, digest=None))
+    server.faults["big.bin"] = [unasked(0, 50_000)] * 50
+    with pytest.raises(DownloadError, match="a piece that was not asked for"):
+        get()
+    assert len(server.log) == 3 and arrived(tmp_path) == 0
+
+
+def test_tries_are_bounded_in_all_and_a_trickle_is_given_up(get, server, tmp_path):
+    server.faults["big.bin"] = [cut(17_000)] * 50
+    patience = Patience(3, tries_in_all=4, sleep=lambda _: None)
+    with pytest.raises(DownloadError, match=r"\(4 times\); the [\d,]+ bytes that arrived are kept"):
+        download.download("gpt-nano-sort", tmp_path, mirror=server.url, patience=patience)
+    server.faults["big.bin"] = []
+    minutes = iter(range(0, 10_000, 61))
+    patience = Patience(3, least_speed=1e6, clock=lambda: next(minutes))
+    with pytest.raises(DownloadError, match="bytes a second, too few to wait for"):
+        download.download("gpt-nano-sort", tmp_path, mirror=server.url, patience=patience)
+    get()
+    assert_complete(tmp_path)
+
+
+def test_the_password_of_a_mirror_is_sent_but_neither_said_nor_stored(get, server, tmp_path):
+    mirror = server.url.replace("//", "//ann:s%40cret@")
+    server.faults["big.bin"] = [cut(30_000), status(503)]
+    said, _ = get(mirror=mirror)
+    assert_complete(tmp_path)
+    expected = "Basic " + base64.b64encode(b"ann:s@cret").decode()
+    assert {headers["Authorization"] for _, headers in server.log} == {expected}
+    said += [path.read_text() for path in tmp_path.glob("*.json")]
+    (tmp_path / "big.bin").unlink()
+    server.files = {}
+    with pytest.raises(DownloadError) as raised:
+        get(mirror=mirror)
+    for text in (*said, str(raised.value)):
+        assert not re.search("cret|ann:", text), text
+
+
+@pytest.mark.parametrize(
+    "mirror", ["http://[", "http://ann:secret@[::1", "http://ann:secret@127.0.0.1:99999", "gopher://x",
+               "http://" + "a" * 70 + ".invalid", "http://\u2028", "nonsense"]
+)  # fmt: skip
+def test_addresses_that_are_none_are_download_errors(get, mirror):
+    with pytest.raises(DownloadError) as raised:
+        get(mirror=mirror)
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("error", [ValueError("x" * 9), RuntimeError("http://a:secret@b/ fell")])
+def test_whatever_the_library_raises_is_a_download_error(get, monkeypatch, error):
+    import requests
+
+    def broken(*args, **options):
+        raise error
+
+    monkeypatch.setattr(requests.Session, "get", broken)
+    with pytest.raises(DownloadError, match="cannot be fetched") as raised:
+        get()
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["big.bin.part", "big.bin.part.json", "downloaded.json"])
+def test_a_planted_link_is_not_followed(get, tmp_path, tmp_path_factory, name):
+    target = tmp_path_factory.mktemp("elsewhere") / "mine"
+    target.write_text("mine")
+    (tmp_path / name).symlink_to(target)
+    get()
+    assert target.read_text() == "mine"
+    assert_complete(tmp_path)
+
+
 def test_tries_are_bounded_and_wait_longer_each_time(get, server, tmp_path):
     server.faults["big.bin"] = [cut(40_000)] + [status(502)] * 3
     with pytest.raises(DownloadError, match=r"502, the server has a problem \(3 times in a row\)"):

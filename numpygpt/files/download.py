@@ -42,12 +42,17 @@ class Unavailable(DownloadError):
 
 @dataclass(frozen=True)
 class File:
-    """A file as published: its address, bytes and "sha256:…" or "md5:…"; None: nobody says."""
+    """A file as published: its address, bytes and "sha256:…" or "md5:…"; None: nobody says.
+
+    login: the name and password in a mirror's address. They are no part of `url`, which is printed
+    and stored.
+    """
 
     name: str
     url: str
     size: int | None = None
     digest: str | None = None
+    login: tuple[str, str] | None = dataclasses.field(default=None, repr=False)
 
 
 ALIASES = {"gpt2": "124M", "gpt2-medium": "355M", "gpt2-large": "774M", "gpt2-xl": "1558M"}
@@ -245,13 +250,17 @@ def by_hand(name: str, folder: str | os.PathLike | None = None) -> str:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait (seconds) and how often to try while nothing at all arrives."""
+    """How long to wait (seconds), how often to try while nothing at all arrives, how often in all,
+    and at least how many bytes a second, counted each minute, are worth waiting for."""
 
     tries: int = 4
+    tries_in_all: int = 200
+    least_speed: float = 500.0
     connect: float = 10.0
     read: float = 30.0
     longest_wait: float = 120.0
     sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic
 
 
 PATIENCE = Patience()
@@ -343,8 +352,15 @@ def _offers(name, source, mirror, trust_mirror):
 
 
 def _mirrored(file, mirror, trust):
+    from urllib.parse import unquote
+
+    login = None
+    if secret := re.match(r"(\w[\w+.-]*://)([^/]*)@", mirror):
+        name, _, password = secret[2].partition(":")
+        login = unquote(name), unquote(password)
+        mirror = secret[1] + mirror[secret.end() :]
     url = re.sub("^https://[^/]+", lambda _: mirror.rstrip("/"), file.url)
-    file = dataclasses.replace(file, url=url)
+    file = dataclasses.replace(file, url=url, login=login)
     return dataclasses.replace(file, size=None, digest=None) if trust else file
 
 
@@ -386,8 +402,12 @@ def _announcement(folder, missing):
 def _fetch(folder, file, session, progress, say, patience):
     """One file, with as many connections as it takes; -> what was checked."""
     part = _part(folder, file)
-    failures = damaged = 0
+    for path in (part, _memo_path(part)):
+        if path.is_symlink():  # somebody else's, who wants a file of ours elsewhere
+            path.unlink()
+    failures = damaged = tries = 0
     while True:
+        tries += 1
         before = _size(part)
         try:
             if not before or before != (file.size or _memo(part, file).get("size")):
@@ -397,6 +417,8 @@ def _fetch(folder, file, session, progress, say, patience):
         except _Again as fault:
             damaged += fault.damaged
             failures = 1 if _size(part) > before else failures + 1
+            if tries >= patience.tries_in_all:
+                raise Unavailable(f"{file.url} {fault} ({tries} times); {_kept(part)}") from None
             if failures >= patience.tries or damaged > 1:
                 times = f"{max(failures, damaged)} times in a row"
                 raise Unavailable(f"{file.url} {fault} ({times}); {_kept(part)}") from None
@@ -433,16 +455,46 @@ def _receive(part, file, session, progress, patience):
     headers, offset = _request(part, file)
     timeout = (patience.connect, patience.read)
     try:
-        with session.get(file.url, headers=headers, stream=True, timeout=timeout) as response:
+        with session.get(
+            file.url, headers=headers, stream=True, timeout=timeout, auth=file.login
+        ) as response:
             _check_status(response, part, file, patience)
+            if response.status_code == 206 and "Range" not in headers:
+                _discard(part)
+                raise _Again("sends a piece that was not asked for, so from the start")
             _check_kind(response, part, file)
             chunks = response.iter_content(CHUNK)
             first = next(chunks, b"")
             # Nothing is written before this: a login page must not cost what has arrived already.
             total = _check_answer(response, first, part, file, offset)
-            _save(response, itertools.chain([first], chunks), part, file, offset, total, progress)
+            chunks = _fast_enough(itertools.chain([first], chunks), part, file, patience)
+            _save(response, chunks, part, file, offset, total, progress)
     except requests.RequestException as error:
         raise _fault(error, part, file) from None
+    except (OSError, _Again):  # our own, and the disk's
+        raise
+    except Exception as error:  # whatever the libraries of the library raise at an answer
+        raise Unavailable(f"{file.url} cannot be fetched ({_without_login(error)})") from None
+
+
+def _without_login(error):
+    """What a library says, without the names and passwords in the addresses it quotes."""
+    return re.sub(r"//[^/\s]*@", "//", " ".join(str(error).split())) or type(error).__name__
+
+
+def _fast_enough(chunks, part, file, patience):
+    """The chunks; Unavailable where a minute brings next to nothing."""
+    start, arrived = patience.clock(), 0
+    for chunk in chunks:
+        yield chunk
+        arrived += len(chunk)
+        if (passed := patience.clock() - start) >= 60:
+            if arrived < patience.least_speed * passed:
+                raise Unavailable(
+                    f"{file.url} sends {arrived / passed:.0f} bytes a second, too few to wait for; "
+                    f"{_kept(part)}"
+                )
+            start, arrived = patience.clock(), 0
 
 
 def _fault(error, part, file):
@@ -459,7 +511,7 @@ def _fault(error, part, file):
         return _Again(f"broke off after {_size(part):,} bytes")
     if isinstance(error, requests.ConnectionError):
         return _Again("cannot be reached (is there a network, or a firewall in between?)")
-    return Unavailable(f"{file.url} cannot be fetched ({error})")
+    return Unavailable(f"{file.url} cannot be fetched ({_without_login(error)})")
 
 
 def _request(part, file):
@@ -522,7 +574,8 @@ def _check_kind(response, part, file):
     headers = response.headers
     hops = [hop.url for hop in (*response.history, response)]
     if hops[0].startswith("https:") and not all(hop.startswith("https:") for hop in hops):
-        raise Unavailable(f"{file.url} leads to an unencrypted address, {hops[-1]}: not followed")
+        where = _without_login(hops[-1]).partition("?")[0]
+        raise Unavailable(f"{file.url} leads to an unencrypted address, {where}: not followed")
     if headers.get("Content-Type", "").lower().startswith("text/html"):
         raise Unavailable(_page(part, file))
     if headers.get("Content-Encoding", "identity").lower() != "identity":
@@ -575,7 +628,7 @@ def _save(response, chunks, part, file, offset, total, progress):
     whole = response.status_code == 200
     here = 0 if whole else offset
     _check_space(part.parent, total - _size(part))
-    with open(part, "wb" if whole else "ab", buffering=0) as out:
+    with open(part, "wb" if whole else "ab", buffering=0, opener=_never_through_a_link) as out:
         if whole:
             # In this order: the old bytes are gone before the memo speaks of a new version.
             os.fsync(out.fileno())
@@ -592,6 +645,13 @@ def _save(response, chunks, part, file, offset, total, progress):
         os.fsync(out.fileno())
     if here < total:
         raise _Again(f"broke off after {here:,} of {total:,} bytes")
+    if _size(part) != total:
+        _discard(part)
+        raise _Again(f"left another size than its {total:,} bytes, so from the start")
+
+
+def _never_through_a_link(path, flags):
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _check_beginning(chunk, part, file):
@@ -788,6 +848,8 @@ def _read_json(path):
 
 
 def _write_json(path, data):
+    if path.is_symlink():  # planted: it is to be a file of this folder
+        path.unlink()
     with atomic.writing(path) as file:
         json.dump(data, file, indent=1)
 
