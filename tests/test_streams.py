@@ -130,6 +130,40 @@ def test_more_than_the_machine_has_is_refused_before_it_is_begun(capfd, folder, 
     assert out == "" and "this machine has" in err.splitlines()[-1]
 
 
+# ---- what is not a number ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("h.1.mlp.c_fc.weight", np.nan),
+        ("h.0.attn.c_attn.bias", np.inf),
+        ("h.0.mlp.c_proj.weight", 3e38),
+        ("ln_f.weight", -np.inf),
+    ],
+)
+def test_a_model_that_is_not_finite_is_one_sentence(capfd, folder, tmp_path, name, value):
+    model, tokenizer = numpygpt.load(folder)
+    good = tmp_path / "good.npz"
+    assert cli.main(["trace", "A cat sat", "--model", str(folder), "-o", str(good)]) == 0
+    capfd.readouterr()
+    model.params[name] = np.full_like(model.params[name], value)
+    numpygpt.save(model, tokenizer, tmp_path / "bad")
+    bad = ["--model", str(tmp_path / "bad")]
+    for words in (
+        ["generate", "A cat sat", *bad, "--temperature", "0"],
+        ["generate", "A cat sat", *bad, "--beams", "2", "--max-new-tokens", "4"],
+        ["trace", "A cat sat", *bad, "-o", str(tmp_path / "bad.npz")],
+        *([] if value == 3e38 else [["compare", str(good), *bad]]),  # in float64, that is a number
+    ):
+        assert cli.main(words) == 1
+        err = capfd.readouterr()[1].splitlines()
+        assert "encountered" not in str(err)
+        assert len(err) == 1 + (words[0] == "generate" and "--beams" not in words)
+        assert "NaN or infin" in err[-1] or "are not numbers" in err[-1]
+    assert (tmp_path / "bad.npz").exists()
+
+
 # ---- what a terminal would take for commands -----------------------------------------------------
 
 

@@ -50,6 +50,11 @@ def compare(
         return names_and_layouts.align(theirs, right, reference, names, replayed), right
 
     aligned, right = aligned_with(reference)
+    if not np.isfinite(right["logits"]).all():
+        raise FloatingPointError(
+            "our model's own logits are NaN or infinite: its weights are damaged, so there is "
+            "nothing right to compare with"
+        )
     rewritten = processing.detect(aligned.arrays, right, reference)
     if rewritten:
         reference = processing.processed(reference, rewritten)

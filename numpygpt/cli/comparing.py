@@ -10,6 +10,7 @@ from numpygpt.cli.shell import MODEL, say
 
 def trace_command(args):
     """Write down every tensor of a forward pass, by name."""
+    import numpy as np
 
     from numpygpt import model as forward
     from numpygpt.check import backward, trace
@@ -37,6 +38,19 @@ def trace_command(args):
         dump.write(args.output, {"tokens": tokens} | kept, path)
     for name, array in kept.items():
         print(f"{name:20} {array.dtype!s:8} {array.shape}")
+    if not np.isfinite(record["logits"]).all():  # the record is there to find out why
+        first = next(n for n in record if not _is_finite(n, record[n]))
+        raise FloatingPointError(
+            f"{first} and what follows hold NaN or infinity: the model's weights are damaged, or "
+            "too large for their precision"
+        )
+
+
+def _is_finite(name, array):
+    """All numbers; masked scores are -inf as they should be."""
+    import numpy as np
+
+    return not np.isnan(array).any() if name.endswith("scores") else np.isfinite(array).all()
 
 
 def _write_fixtures(args):

@@ -67,6 +67,8 @@ def spoken_warnings():
     """What the library warns of, such as padding that it cuts off, as lines on stderr."""
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
+        # NumPy's, of what is not finite: each result is looked at before it is shown
+        warnings.simplefilter("ignore", RuntimeWarning)
         warnings.showwarning = lambda message, *_: say(f"numpygpt: {message}")
         yield
 
