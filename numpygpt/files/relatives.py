@@ -335,4 +335,4 @@ def _character_bpe(path, tokens, merges):
         pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
         return gpt1.CharacterBPE(tokens, pairs)
     except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a GPT-1's vocabulary: {error}") from None
+        raise CheckpointError(f"{path} is not a GPT-1's vocabulary: {error!s:.300}") from None

@@ -137,7 +137,7 @@ def read(folder: str | os.PathLike, rows: int | None = None) -> Tokenizer:
             words=found.words,
         )
     except ValueError as error:
-        raise CheckpointError(f"{found.source} does not fit together: {error}") from None
+        raise CheckpointError(f"{found.source} does not fit together: {error!s:.1000}") from None
     if tokenizer.unmade:
         warnings.warn(
             f"{found.source} holds {_listed(tokenizer.unmade)}, which no merge makes and no file "
