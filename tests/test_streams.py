@@ -130,6 +130,30 @@ def test_more_than_the_machine_has_is_refused_before_it_is_begun(capfd, folder, 
     assert out == "" and "this machine has" in err.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "PIPE"],
+        ["finetune", "PIPE"],
+        ["evaluate", "PIPE"],
+        ["generate", "--prompts", "PIPE"],
+        ["plot", "attention", "A", "-o", "PIPE"],
+        ["compare", "PIPE.npz"],
+        ["grade", "PIPE"],
+        ["grade", "x.py", "--config", "PIPE"],
+    ],
+)
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(capfd, tmp_path, words):
+    if "--config" in words and sys.version_info < (3, 11):
+        pytest.skip("points.toml needs Python 3.11")
+    for name in ("PIPE", "PIPE.npz"):
+        os.mkfifo(tmp_path / name)
+    words = [str(tmp_path / word) if word.startswith("PIPE") else word for word in words]
+    assert cli.main(words) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1 and "PIPE" in err
+
+
 # ---- what is not a number ------------------------------------------------------------------------
 
 

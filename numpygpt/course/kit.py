@@ -73,7 +73,12 @@ def _toml(path):
         import tomllib
     except ImportError:  # Python 3.10
         raise ValueError("points.toml needs Python 3.11 or newer") from None
-    text = Path(path).read_text(encoding="utf-8")
+    if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
+        raise ValueError(f"{path} is not a file but a folder, pipe or device: name a points.toml")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text, so it is not a points.toml") from None
     try:
         return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:

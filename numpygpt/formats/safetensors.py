@@ -35,8 +35,11 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The arrays of a file, in the order of its header.
 
     F16 and BF16 come back as float32; everything else keeps its dtype and is a view of the
-    memory-mapped file, which costs no memory until it is looked at. Raises CheckpointError for a
-    file that is damaged or something else, OSError for one that is missing.
+    memory-mapped file, which costs no memory until it is looked at. Whoever cuts the file short in
+    the meantime ends this process: replace it, as `write` does, instead.
+
+    Raises CheckpointError for a file that is damaged or something else, OSError for one that is
+    missing.
     """
     _, entries, data = _open(path)
     return {
