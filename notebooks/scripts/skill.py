@@ -8,12 +8,12 @@ Two skills: `past` puts a sentence into the past (Tom sees a dog -> Tom saw a do
 did what (Tom saw a dog. Mia fed a cat. Who fed a cat? -> Mia). Of both, no pair that is measured
 has been trained on. `numpygpt finetune pairs.jsonl` does the same from a shell.
 
-Of 200 held-out pairs of `past` the bundled model answers none before, 99.0 % exactly after 30 steps
-with all its parameters (16 seconds of one core, measuring included) and 100 % after 60; with LoRA
-of rank 16 97.5 % after 45 steps (20 seconds) and 100 % after 90. It is not free: the first 20 kB of
-the stories held out cost 0.759 bits per byte before, 1.268 after 120 steps of all parameters and
-1.250 after 180 of LoRA. `who` is harder: after 60 steps it
-names one of the people, the right one in 34.5 %; how many it needs has not been measured.
+Of 200 held-out pairs of `past` the bundled model answers none before; with all its parameters 94.5 %
+exactly after 15 steps (11 seconds of one core, measuring included) and 100 % after 45; with LoRA of
+rank 16 99.5 % after 30 steps (18 seconds) and 100 % after 60. It is not free: the stories held out
+cost 0.712 bits per byte before, 1.312 after 60 steps of all parameters and 1.101 after 60 of LoRA.
+`who` is harder: with the weights bundled an hour before these it named one of the people after 60
+steps, the right one in 34.5 %; how many steps it needs has not been measured.
 """
 
 import argparse
