@@ -49,7 +49,7 @@ DOORS = {
     "transformers": {"check.rivals"},
     "ctranslate2": {"check.rivals"},
 }
-STANDARD = set(sys.stdlib_module_names) | {"numpy"}
+STANDARD = set(sys.stdlib_module_names) | {"numpy", "tomllib"}  # tomllib since Python 3.11
 
 
 def files():
