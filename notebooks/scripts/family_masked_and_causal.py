@@ -15,10 +15,10 @@ of log p(token | both sides). Such terms do not multiply to a probability of the
 takes its neighbours for given; it depends on the share that is hidden; and it counts 15 % of the
 tokens that were paid for.
 
-On 17,101 small stories, 3 M tokens each (136 and 183 seconds of one core): asked for the same tokens
-of unseen stories the GPT, from the left, has 38.9 % right and 2.76 nats; the BERT has 7.1 % and 5.61
-nats from both sides and 6.9 % and 5.65 from the left. It has learned little more than how frequent
-words are: so few tokens, and 15 % of them asked for, are not enough for it.
+On 17,101 small stories, 3 M tokens each (136 and 183 seconds of one core): asked for the same
+tokens of unseen stories the GPT, from the left, has 38.9 % right and 2.76 nats; the BERT has 7.1
+% and 5.61 nats from both sides and 6.9 % and 5.65 from the left. It has learned little more than
+how frequent words are: so few tokens, and 15 % of them asked for, are not enough for it.
 """
 
 import argparse
