@@ -36,7 +36,7 @@ WORKSHOP = {
     "files": "files.atomic formats",
     "look": "files.atomic",
     "check": "files.atomic formats files look",
-    "course": "files.atomic check",
+    "course": "files.atomic files check",
 }
 ANYTHING = {"__init__", "__main__"}  # the doors of the house itself
 DOORS = {

@@ -707,7 +707,7 @@ def test_the_zip_does_what_gradescope_runs(course, tmp_path):
         assert archive.getinfo("run_autograder").external_attr >> 16 == 0o755
     (root / "submission").mkdir()
     (root / "submission" / "student.py").write_text(TWO)
-    environment = os.environ | {"AUTOGRADER": str(root), "PYTHONPATH": ROOT}
+    environment = os.environ | {"AUTOGRADER": str(root)}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     run = ["bash", str(root / "source" / "run_autograder")]
     subprocess.run(run, env=environment | {"PATH": path}, check=True)

@@ -13,6 +13,7 @@ import numpy as np
 import numpygpt
 from numpygpt.course import grade
 from numpygpt.course.assignment import BY_NAME, CHECKS, Check
+from numpygpt.files import pretrained
 from numpygpt.files.atomic import writing
 
 
@@ -197,7 +198,6 @@ def new(folder: Path) -> list[Path]:
     fill = {
         "{table}": "\n".join(f"| `{name}({given})` | {points} |" for name, given, points in checks),
         "{points}": "\n".join(f"{name} = {points}" for name, _, points in checks),
-        "{requirement}": f"numpygpt=={numpygpt.__version__}",
     }
     written = []
     for path in sorted(TEMPLATES.iterdir()):
@@ -214,10 +214,20 @@ def new(folder: Path) -> list[Path]:
                 entry = zipfile.ZipInfo(name.removesuffix(".txt"), (2026, 1, 1, 0, 0, 0))
                 entry.external_attr = (0o755 if name in ZIPPED else 0o644) << 16
                 archive.writestr(entry, _filled(TEMPLATES / name, fill))
+            _add_package(archive)
     return [*written, *(folder / name for name in ("solution.py", "student.py", "gradescope.zip"))]
 
 
 ZIPPED = ("setup.sh", "run_autograder")  # what Gradescope runs
+
+
+def _add_package(archive):
+    """numpygpt as it is here, and the bundled model: nothing has to be published for a course."""
+    package, model = Path(numpygpt.__file__).parent, pretrained.find("stories")
+    for folder, name in ((package, "numpygpt"), (model, "weights/stories")):
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                archive.write(path, f"{name}/{path.relative_to(folder).as_posix()}")
 
 
 def _filled(path, fill):
