@@ -47,11 +47,14 @@ def test_a_lora_is_loaded_with_its_model(base, tmp_path):
 
 def test_peft_means_all_modules_that_end_in_a_name(base, tmp_path):
     gpt, _, name = base
-    adapter.save(filled(gpt, ("attn.c_proj", "mlp.c_proj")), name, tmp_path / "lora")
+    learned = filled(gpt, ("attn.c_proj", "mlp.c_proj"))
+    adapter.save(learned, name, tmp_path / "lora")
     path = tmp_path / "lora" / "adapter_config.json"
     config = json.loads(path.read_text("utf-8"))
     path.write_text(json.dumps(config | {"target_modules": ["c_proj"]}), encoding="utf-8")
-    numpygpt.load(tmp_path / "lora")
+    loaded, _ = numpygpt.load(tmp_path / "lora")
+    for key, value in learned.merged().params.items():
+        np.testing.assert_allclose(loaded.params[key], value, rtol=1e-5, atol=1e-6, err_msg=key)
 
 
 @pytest.mark.parametrize(
