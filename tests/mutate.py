@@ -1,10 +1,10 @@
 """Where do the tests only look on? Changes one operator or number at a time, and runs the tests.
 
-    python tests/mutate.py [--count 300] [--seed 0] [--seconds 120] [FILE ...]
+    python tests/mutate.py [--count 300] [--seed 0] [--seconds 120] [--jobs 1] [FILE ...]
 
 A survivor is a change that no test of its file noticed: a test is missing, or the change changes
 nothing. Not part of the suite, as it takes hours. FILE is a file of numpygpt such as `ops.py`; all
-files of the book if none is named. Works in a copy of the tracked files, at a low priority.
+files of the book if none is named. Works in copies of the tracked files, at a low priority.
 """
 
 import argparse
@@ -16,7 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 
 ROOT = Path(__file__).parent.parent
 BOOK = (
@@ -112,6 +114,19 @@ def run_tests(tree, name, seconds):
     return ran.returncode != 0
 
 
+def copies(folder, count):
+    """A queue of `count` copies of the tracked files: whoever runs tests takes one meanwhile."""
+    tracked = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT).decode().split("\0")
+    trees = Queue()
+    for i in range(count):
+        tree = Path(folder) / f"tree{i}"
+        for path in filter(None, tracked):
+            (tree / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / path, tree / path)
+        trees.put(tree)
+    return trees
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("files", nargs="*", metavar="FILE")
@@ -119,6 +134,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="which ones (0)")
     parser.add_argument("--seconds", type=float, default=120, help="for the tests of one (120)")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after so long")
+    parser.add_argument("--jobs", type=int, default=1, help="how many at a time (1)")
     options = parser.parse_args()
     os.nice(5)
     names = [file.removesuffix(".py") for file in options.files] or BOOK
@@ -129,28 +145,41 @@ def main():
     chosen = random.Random(options.seed).sample(every, min(options.count, len(every)))
     print(f"{len(chosen)} of {len(every)} changes in {len(names)} files", flush=True)
     tried, survivors, slow = 0, [], 0
-    with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder) / "tree"
-        tracked = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT).decode().split("\0")
-        for path in filter(None, tracked):
-            (tree / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / path, tree / path)
-        for name in sorted({name for name, *_ in chosen}):
-            if run_tests(tree, name, 10 * options.seconds) is not False:
-                sys.exit(f"the tests of {name} do not pass without a change")
-        for name, start, end, new in chosen:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
+        trees = copies(folder, options.jobs)
+
+        def unchanged(name):
+            """Whether the tests of a file pass as it is."""
+            tree = trees.get()
+            failed = run_tests(tree, name, 10 * options.seconds)
+            trees.put(tree)
+            return failed is False
+
+        def changed(mutant):
+            """The mutant, and whether its file's tests failed; None where the time was up."""
+            name, start, end, new = mutant
             if time.monotonic() - begun > 60 * options.minutes:
-                break
+                return None
             data = sources[name].encode("utf-8")
-            changed = (data[:start] + new.encode("utf-8") + data[end:]).decode("utf-8")
+            tree = trees.get()
             file = tree / "numpygpt" / f"{name}.py"
-            file.write_text(changed, encoding="utf-8")
+            file.write_bytes(data[:start] + new.encode("utf-8") + data[end:])
             failed = run_tests(tree, name, options.seconds)
+            file.write_bytes(data)
+            trees.put(tree)
+            return mutant, failed
+
+        tested = sorted({name for name, *_ in chosen})
+        for name, passed in zip(tested, pool.map(unchanged, tested), strict=True):
+            if not passed:
+                sys.exit(f"the tests of {name} do not pass without a change")
+        for result in filter(None, pool.map(changed, chosen)):
+            (name, start, end, new), failed = result
             print(".", end="", flush=True)
-            file.write_text(sources[name], encoding="utf-8")
             tried += 1
             slow += failed is None
             if failed is False:
+                data = sources[name].encode("utf-8")
                 number = data[:start].count(b"\n")
                 line = sources[name].split("\n")[number].strip()
                 survivors.append(name)
