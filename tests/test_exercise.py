@@ -36,6 +36,15 @@ def test_check(mine, verdict, capsys):
 def test_check_words(capsys):
     check(lambda x: [1, 2], lambda x: [1, 3], (0,))
     check(lambda x: [1, 3], lambda x: [1, 3], (0,))
+    check(lambda x: np.array([1, 3]), lambda x: [1, 3], (0,))
     assert capsys.readouterr().out == (
-        "not yet: it returns [1, 2] instead of [1, 3]\nright, on 1 input\n"
+        "not yet: it returns [1, 2] instead of [1, 3]\nright, on 1 input\nright, on 1 input\n"
     )
+
+
+def test_check_against_written_values(capsys):
+    check(lambda x: 2 * x, [6.0, np.array([2, 4])], (3.0,), (np.array([1, 2]),))
+    check(lambda x: 2 * x, [6.0, 9.0], (3.0,), (4.0,))
+    assert capsys.readouterr().out == "right, on 2 inputs\nnot yet: 0 of 1 values are right\n"
+    with pytest.raises(ValueError):
+        check(lambda x: x, [1.0], (1.0,), (2.0,))

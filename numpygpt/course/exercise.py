@@ -4,19 +4,21 @@ import numpy as np
 
 
 def check(mine, right, *cases) -> None:
-    """Call both functions with each case, a tuple of arguments, and print one line of verdict.
+    """Call `mine` with each case, a tuple of arguments, and print one line of verdict.
 
-    It begins with "right" where every number agrees to 1e-5 of the largest, and else with
-    "not yet" and what was wrong first: an error, nothing returned, another shape, or how many of
-    the values are right.
+    right: a function that gives the right values; or a list of them, one for each case, where such
+    a function would be the answer itself. The verdict begins with "right" where every number agrees
+    to 1e-5 of the largest, and else with "not yet" and what was wrong first: an error, nothing
+    returned, another shape, or how many of the values are right.
     """
-    for case in cases:
+    expected = [right(*case) for case in cases] if callable(right) else right
+    for case, answer in zip(cases, expected, strict=True):
         try:
             value = mine(*case)
         except Exception as error:  # whatever a reader's code may raise
             print(f"not yet: {type(error).__name__}: {error}")
             return
-        if problem := _problem(value, right(*case)):
+        if problem := _problem(value, answer):
             print(f"not yet: {problem}")
             return
     print(f"right, on {len(cases)} input{'s' * (len(cases) > 1)}")
@@ -27,6 +29,7 @@ def _problem(value, expected):
     if value is None or value is Ellipsis:
         return "the function returns nothing"
     if isinstance(expected, str | bytes | bool | list | dict) or expected is None:
+        value = value.tolist() if isinstance(value, np.ndarray) else value
         return None if value == expected else f"it returns {value!r} instead of {expected!r}"
     try:
         value, expected = np.asarray(value, np.float64), np.asarray(expected, np.float64)
