@@ -12,7 +12,7 @@ import pytest
 import threadpoolctl
 from golden.models import gap
 
-from numpygpt import fast, ops, optim, sample, train
+from numpygpt import beam, draft, fast, ops, optim, sample, train
 from numpygpt.model import GPT2, Config, as_dtype, init, with_ops
 
 GLIBC = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt")
@@ -430,6 +430,67 @@ print("well")
 def test_after_a_fork_the_child_begins_anew():
     ran = subprocess.run([sys.executable, "-c", AFTER_A_FORK], capture_output=True, text=True)
     assert (ran.stdout, ran.returncode) == ("well\n", 0), ran
+
+
+# ---- memory that was not written ----------------------------------------------------------------
+
+
+@pytest.fixture
+def unwritten(monkeypatch):
+    """np.empty gives signalling NaNs: whoever computes with one gets NaN and a warning, a failure.
+
+    A quiet NaN, such as np.nan, gives no warning: where its product is thrown away, nothing shows.
+    """
+    empty, signalling = np.empty, {4: np.uint32(0x7FA00001), 8: np.uint64(0x7FF4000000000001)}
+
+    def filled(shape, dtype=float, **settings):
+        array = empty(shape, dtype, **settings)
+        if array.dtype.kind == "f":
+            array.view(f"u{array.itemsize}")[...] = signalling[array.itemsize]
+        return array
+
+    monkeypatch.setattr(np, "empty", filled)
+
+
+@pytest.mark.parametrize("dtype", ("float32", "float64"))
+def test_a_computation_with_what_was_not_written_shows(unwritten, dtype):
+    with pytest.warns(RuntimeWarning, match="invalid value encountered in matmul"):
+        product = np.zeros((1, 5), dtype) @ np.empty((5, 66), dtype)
+    assert np.isnan(product).all()
+
+
+@pytest.mark.parametrize("dtype", ("float32", "float64"))
+def test_no_pass_computes_with_what_was_not_written(count, unwritten, dtype):
+    """The rows of the cache behind `length`, and all that products and tiles are written into."""
+    config = Config(n_vocab=23, n_ctx=90, n_embd=10, n_head=2, n_layer=2, n_inner=13)
+    rng, line = np.random.default_rng(3), {"float32": 1e-5, "float64": 1e-12}[dtype]
+    model = GPT2(config, init(config, rng, np.dtype(dtype)))
+    tokens, pads = rng.integers(0, config.n_vocab, (3, 90)), np.array([0, 2, 61])
+    for chosen in (None, pads):
+        whole, _ = model.forward(tokens, pads=chosen)
+        for cuts in (range(1, 90), (1, 2, 9, 64, 66), (89,)):
+            cache = model.cache(3)
+            pieces = np.split(tokens, cuts, axis=1)
+            cut = [model.forward(piece, cache, chosen)[0] for piece in pieces]
+            for row, pad in enumerate(pads if chosen is not None else [0] * 3):
+                ours = np.concatenate(cut, axis=1)[row, pad:]
+                assert gap(ours, whole[row, pad:]) < line, (row, cuts)
+    loss, grads = model.loss_and_grads(tokens[:, :-1], tokens[:, 1:])
+    assert np.isfinite(loss) and all(np.isfinite(grad).all() for grad in grads.values())
+
+
+def test_no_way_of_decoding_computes_with_what_was_not_written(unwritten):
+    """Rows of unequal length, rows that leave the batch, a window that slides, drafts, beams."""
+    config = Config(n_vocab=23, n_ctx=20, n_embd=10, n_head=2, n_layer=2, n_inner=13)
+    model = GPT2(config, init(config, np.random.default_rng(3)))
+    prompts = [[5, 17, 2], [8], list(range(2, 17))]
+    for settings in ({"at_end": "slide"}, {"stop": range(9), "num_return_sequences": 3}):
+        rng = np.random.default_rng(4)
+        assert all(sample.generate(model, prompts, 30, rng=rng, **settings))
+    guesses = draft.draft_model(model)
+    assert list(sample.generate(model, [5, 17, 5, 17], 12, draft=guesses, temperature=0))
+    assert list(sample.generate(model, [5, 17, 5, 17], 12, draft=draft.prompt_lookup()))
+    assert len(beam.beam_search(model, [5, 17, 2], 12, 4, eos=7)) == 4
 
 
 def test_the_threads_do_not_keep_a_process_from_ending():

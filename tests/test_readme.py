@@ -21,7 +21,7 @@ def test_python_snippets_run_and_print_what_they_say(capsys):
         exec(compile(snippet, "README.md", "exec"), names)
     out, _ = capsys.readouterr()
     assert out.count("Once upon a time") >= 5
-    assert "h.0.attn.pattern (1, 4, " in out
+    assert f"h.0.attn.pattern (1, {names['model'].config.n_head}, " in out
     assert names["grads"].keys() == names["model"].params.keys()
 
 
