@@ -41,7 +41,7 @@ WORKSHOP = {
 ANYTHING = {"__init__", "__main__"}  # the doors of the house itself
 DOORS = {
     "regex": {"bpe", "plain"},
-    "requests": {"files.download"},
+    "requests": {"files.download.transfer"},
     "matplotlib": {"look.plot"},
     "threadpoolctl": {"fast"},
     "tqdm": {"cli.training", "cli.evaluating", "cli.looking", "cli.models", "cli.measuring"},

@@ -24,7 +24,7 @@ import pytest
 from numpygpt import cli
 from numpygpt.cli import main
 from numpygpt.files import download
-from numpygpt.files.download import DownloadError, File, Patience
+from numpygpt.files.download import DownloadError, File, Patience, facts, places, transfer
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[1]
@@ -229,7 +229,7 @@ def test_what_is_there_is_not_asked_for_again(get, server, tmp_path):
 def test_a_file_that_was_touched_is_checked_again(get, server, tmp_path):
     get()
     (tmp_path / "big.bin").write_bytes(BIG[:-1] + b"!")
-    with pytest.raises(DownloadError, match="has not the published sha256"):
+    with pytest.raises(DownloadError, match="does not have the published sha256"):
         get()
     (tmp_path / "big.bin").unlink()
     get()
@@ -432,9 +432,9 @@ def test_retry_after_is_honoured(get, server, tmp_path):
 def test_retry_after_can_be_a_date():
     now = time.time()
     date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(now + 50))
-    assert 48 < download._retry_after(date) <= 51
-    assert download._retry_after("Mon, 01 Jan 2001 00:00:00 GMT") == 0
-    assert download._retry_after(None) is None
+    assert 48 < transfer._retry_after(date) <= 51
+    assert transfer._retry_after("Mon, 01 Jan 2001 00:00:00 GMT") == 0
+    assert transfer._retry_after(None) is None
 
 
 def test_a_long_retry_after_is_handed_to_the_user(get, server, tmp_path):
@@ -560,7 +560,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 100003\n
         (status(404), "404: not there"),
         (status(407), "407: the proxy asks"),
         (status(410), "410: gone"),
-        (status(204), "204: which is no answer"),
+        (status(204), "204: which does not answer"),
     ],
 )
 def test_other_answers_are_one_sentence_and_cost_nothing(get, server, tmp_path, fault, words):
@@ -599,7 +599,7 @@ def test_an_unencrypted_redirect_of_an_encrypted_address_is_refused(tmp_path):
     hops = [SimpleNamespace(url=url, headers={}) for url in ("https://a/x", "http://b/x")]
     answer = SimpleNamespace(url="https://c/x", headers={}, history=hops, status_code=200)
     with pytest.raises(DownloadError, match="leads to an unencrypted address"):
-        download._check_kind(answer, tmp_path / "x.part", file("x", b"x"))
+        transfer._check_kind(answer, tmp_path / "x.part", file("x", b"x"))
 
 
 def test_redirects_keep_the_range(get, server, tmp_path):
@@ -662,7 +662,7 @@ def test_trust_mirror_takes_other_files_of_the_same_names(get, server, tmp_path)
 @pytest.fixture
 def two_sources(server, offer):
     bundle = GOLDEN / "tensorflow_tiny"
-    names = ("hparams.json", download.INDEX, download.DATA)
+    names = ("hparams.json", facts.INDEX, facts.DATA)
     server.files.update({name: (bundle / name).read_bytes() for name in names})
     first = [file(name, server.files[name], digest=None) for name in names]
     second = [file("small.json", SMALL), file("big.bin", BIG)]
@@ -672,10 +672,10 @@ def two_sources(server, offer):
 def test_the_checksums_in_the_bundle_are_checked(get, server, two_sources, tmp_path):
     said, _ = get("gpt2", source="openai")
     assert re.search(r"no hash published or sent; CRC-32C of all \d+ tensors$", said[-1])
-    (tmp_path / download.DATA).unlink()
-    data = bytearray(server.files[download.DATA])
+    (tmp_path / facts.DATA).unlink()
+    data = bytearray(server.files[facts.DATA])
     data[100] ^= 1
-    server.files[download.DATA] = bytes(data)
+    server.files[facts.DATA] = bytes(data)
     with pytest.raises(DownloadError, match="tensor 'model/.*' does not match its checksum"):
         get("gpt2", source="openai")
     with pytest.raises(DownloadError, match="does not match its checksum"):
@@ -744,9 +744,9 @@ def test_a_full_disk_keeps_what_arrived(get, tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         write(out, chunk)
 
-    write = download._write
+    write = transfer._write
     with monkeypatch.context() as patch:
-        patch.setattr(download, "_write", full)
+        patch.setattr(transfer, "_write", full)
         with pytest.raises(DownloadError, match="No space left on device.*make room.*is kept"):
             get()
     assert arrived(tmp_path) > 30_000
@@ -777,7 +777,7 @@ def test_a_forbidden_folder(get, tmp_path):
 
 
 def test_two_at_once(get, server, tmp_path):
-    with download._locked(tmp_path):
+    with places.locked(tmp_path):
         with pytest.raises(DownloadError, match="another process is downloading into"):
             get()
     assert server.log == []
@@ -823,6 +823,7 @@ EVERY_STEP = """
 import os, shutil, signal, sys
 import requests
 from numpygpt.files import download
+from numpygpt.files.download import transfer
 from numpygpt.formats import tensorflow
 folder, url = sys.argv[1:]
 names = ("a.json", "b.bin")
@@ -846,8 +847,8 @@ for n in range(1000):
     child = os.fork()
     if not child:
         watching, left = True, n
-        write = download._write
-        download._write = lambda *a: (step(), write(*a))
+        write = transfer._write
+        transfer._write = lambda *a: (step(), write(*a))
         run()
         os._exit(0)
     _, status = os.waitpid(child, 0)
@@ -911,11 +912,11 @@ def test_a_bar_on_a_terminal_and_ctrl_c(server, offer, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         write(out, chunk)
 
-    write = download._write
+    write = transfer._write
     command = ["download", "gpt-nano-sort", "--folder", str(tmp_path), "--mirror", server.url]
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", Terminal())
-        patch.setattr(download, "_write", impatient)
+        patch.setattr(transfer, "_write", impatient)
         assert main(command) == 130
         assert sys.stderr.getvalue().endswith("the same command goes on from there\n")
     monkeypatch.setattr(sys, "stderr", Terminal())
@@ -941,8 +942,8 @@ def test_a_model_that_is_not_here_is_fetched_if_somebody_watches(empty_home, mon
 def test_the_folder_of_the_weights(tmp_path, monkeypatch):
     monkeypatch.delenv("NUMPYGPT_WEIGHTS", raising=False)
     assert download.weights_folder() == ROOT / "weights"
-    installed = tmp_path / "site-packages" / "numpygpt" / "files" / "download.py"
-    monkeypatch.setattr(download, "__file__", str(installed))
+    installed = tmp_path / "site-packages" / "numpygpt/files/download/places.py"
+    monkeypatch.setattr(places, "__file__", str(installed))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(sys, "platform", "linux")
     assert download.weights_folder() == tmp_path / "numpygpt"
@@ -970,9 +971,9 @@ def touch(folder, *names):
 
 def test_find(empty_home):
     assert download.find("gpt2") is None and download.find("no such model") is None
-    touch(empty_home / "weights/124M", "hparams.json", download.INDEX, f"{download.DATA}.part")
+    touch(empty_home / "weights/124M", "hparams.json", facts.INDEX, f"{facts.DATA}.part")
     assert download.find("gpt2") is None  # a half file is not a whole one
-    folder = touch(empty_home / "weights/124M", download.DATA)
+    folder = touch(empty_home / "weights/124M", facts.DATA)
     assert download.find("gpt2") == download.find("124M") == folder
 
 
@@ -1018,15 +1019,15 @@ def test_an_empty_variable_is_none(empty_home, monkeypatch):
 
 
 def test_hugging_faces_own_words_for_mirror_and_offline(get, server, tmp_path, monkeypatch):
-    offers = download._offers("distilgpt2", "any", None, False)
+    offers = facts.offers("distilgpt2", "any", None, False)
     assert {f.url.split("/")[2] for f in offers["huggingface"]} == {"huggingface.co"}
     monkeypatch.setenv("HF_ENDPOINT", "http://mirror.invalid/hf/")
-    offers = download._offers("124M", "any", None, False)
+    offers = facts.offers("124M", "any", None, False)
     repository = "/openai-community/gpt2/resolve/"
     assert all(
         f.url.startswith(f"http://mirror.invalid/hf{repository}") for f in offers["huggingface"]
     )
-    assert all(f.url.startswith(download.OPENAI) for f in offers["openai"])
+    assert all(f.url.startswith(facts.OPENAI) for f in offers["openai"])
     assert [f.digest for f in offers["huggingface"]] == (
         [f.digest for f in download.OFFERS["124M"]["huggingface"]]
     )
@@ -1039,7 +1040,7 @@ def test_hugging_faces_own_words_for_mirror_and_offline(get, server, tmp_path, m
 def test_checked_is_said_only_of_what_was_checked_against_something(tmp_path):
     def record(*facts):
         entries = {f"{i}.bin": {"facts": [5, 6, *fact]} for i, fact in enumerate(facts)}
-        (tmp_path / download.RECORD).write_text(json.dumps(entries | {"x": 1}), encoding="utf-8")
+        (tmp_path / places.RECORD).write_text(json.dumps(entries | {"x": 1}), encoding="utf-8")
         return download.verdict(tmp_path)
 
     assert record((5, None), (None, "md5:0")) == "whole and checked"
@@ -1051,7 +1052,7 @@ def test_checked_is_said_only_of_what_was_checked_against_something(tmp_path):
 def test_by_hand_names_every_file_and_address():
     line = download.by_hand("gpt2", "weights/124M")
     assert "\n" not in line
-    assert f"{download.DATA} from {download.OPENAI}/124M/; or config.json, vocab.json" in line
+    assert f"{facts.DATA} from {facts.OPENAI}/124M/; or config.json, vocab.json" in line
     assert "/openai-community/gpt2/resolve/607a30d783dfa663caf39e06633721c8d4cfcd7e/ into" in line
     assert "input.txt as tinyshakespeare_input.txt" in download.by_hand("published")
 
@@ -1073,7 +1074,7 @@ def test_the_table_is_complete():
 
 def test_the_vocabulary_in_the_package_is_the_published_one():
     vocabulary = next((ROOT / "numpygpt").rglob("vocab.bpe")).read_bytes()
-    size, digest = download.MERGES
+    size, digest = facts.MERGES
     assert len(vocabulary) == size
     assert f"sha256:{hashlib.sha256(vocabulary).hexdigest()}" == digest
 

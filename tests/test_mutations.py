@@ -43,7 +43,9 @@ def cases(folder):
     (folder / "pairs.jsonl").write_text(JSON_LINES)
     (folder / "log.jsonl").write_text('{"number": 1, "loss": 2.5}\n{"number": 2, "loss": 2.25}\n')
     (folder / "prose.txt").write_text("A cat sat.\r\nHäuser\n", encoding="utf-8")
-    (folder / download.RECORD).write_text('{"a": {"checked": "size", "facts": [1, 2, 3, null]}}')
+    (folder / download.places.RECORD).write_text(
+        '{"a": {"checked": "size", "facts": [1, 2, 3, null]}}'
+    )
     lora = folder / "lora"
     adapter.save(LoRA(numpygpt.load(ours)[0], 2, 4.0, ("attn.c_attn",), rng), "ours", lora)
     (folder / "results").write_text('{"a": 1}\n{"b": 2}\n')
@@ -86,7 +88,7 @@ def cases(folder):
             lora / adapter.CONFIG, lambda: adapter.load(lora, numpygpt.load(ours)[0]),
             CheckpointError,
         ),
-        "downloads": (folder / download.RECORD, lambda: download.verdict(folder), ()),
+        "downloads": (folder / download.places.RECORD, lambda: download.verdict(folder), ()),
     }  # fmt: skip
     for name in ("x.npz", "y.npz", "x.npy", "z.json", "z.bin", "x.safetensors"):
         path = folder / name

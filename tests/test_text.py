@@ -124,7 +124,7 @@ def test_json_nested_without_end_is_an_error_in_words_in_every_reader(write, tmp
         comparing._map(write(DEEP))
     with pytest.raises(ValueError, match="is damaged"):
         list(results.resumed(write("{}\n" + DEEP + "\n"), {}, lambda done: []))
-    assert download._read_json(write(DEEP)) == {}
+    assert download.places.read_json(write(DEEP)) == {}
 
 
 @pytest.mark.parametrize(
