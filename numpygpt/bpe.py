@@ -466,8 +466,10 @@ def _well_formed(text):
 # Words are remembered with their ids; most others are a token as a whole; short ones are merged in
 # the obvious way, and long ones with a heap.
 
-SHORT = 40  # bytes: below this length the obvious way is faster
-CACHE_SIZE = 2**21  # characters remembered, and 16 more for each word, before starting afresh
+# Below this length, in bytes, the obvious way is faster.
+SHORT = 40  # any value is right
+# Characters remembered, and 16 more for each word, before starting afresh.
+CACHE_SIZE = 2**21  # any value is right
 
 # Splitting is half of encoding, and `re`, which knows no \p{L}, is twice as fast as `regex`. So
 # `re` cuts first: where all is ASCII as PATTERN does, and elsewhere into stretches that end before

@@ -5,6 +5,15 @@
 A survivor is a change that no test of its file noticed: a test is missing, or the change changes
 nothing. Not part of the suite, as it takes hours. FILE is a file of numpygpt such as `ops.py`; all
 files of the book if none is named. Works in copies of the tracked files, at a low priority.
+
+Not changed is what no test can tell from right:
+
+* the words of a message, and types, which are only read;
+* a constant in CAPITALS whose line says of it "any value is right": speed or memory depends on
+  it, and no number that is computed does;
+* the 1 of -1 in `reshape`: NumPy takes any negative number there for "as many as are left" (the
+  minus is taken away);
+* `strict` of `zip`, which speaks up only where something is wrong already.
 """
 
 import argparse
@@ -28,6 +37,7 @@ BOOK = (
 # The tests of a file are those of its name; these say so under another.
 TESTS = {"data": ["test_data", "test_train"], "train": ["test_train"]}
 
+ANY_VALUE = "any value is right"
 SWAPS = {
     ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "*", ast.Mod: "*",
     ast.Pow: "*", ast.BitAnd: "|", ast.BitOr: "&",
@@ -39,7 +49,7 @@ SWAPS = {
 
 def mutants(source):
     """(start, end, new text) of every change, as places in the source's bytes."""
-    data = source.encode("utf-8")
+    data, lines = source.encode("utf-8"), source.split("\n")
     starts = [0]
     for line in data.split(b"\n"):
         starts.append(starts[-1] + len(line) + 1)
@@ -61,9 +71,13 @@ def mutants(source):
         start = end(left) + len(text[:at].encode("utf-8"))
         return start, start + len(spelled.encode("utf-8")), SWAPS[type(operator)]
 
+    as_many_as_are_left = set()  # the -1 of reshape
+
     def visit(node):
         if isinstance(node, ast.Raise | ast.JoinedStr | ast.Assert):
-            return  # the words of a message are no arithmetic
+            return
+        if isinstance(node, ast.Assign) and ANY_VALUE in lines[node.lineno - 1]:
+            return
         if isinstance(node, ast.BinOp) and type(node.op) in SWAPS:
             yield between(node.left, node.op, node.right)
         elif isinstance(node, ast.Compare):
@@ -76,6 +90,8 @@ def mutants(source):
         elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub):
             length = 3 if isinstance(node.op, ast.Not) else 1
             yield begin(node), begin(node) + length, ""
+            if node in as_many_as_are_left:
+                return
         elif isinstance(node, ast.AugAssign) and type(node.op) in SWAPS:
             place = between(node.target, node.op, node.value)
             yield place and (*place[:2], SWAPS[type(node.op)] + "=")
@@ -85,7 +101,9 @@ def mutants(source):
                 new = node.value * 1.01 if node.value else 1e-3
             yield begin(node), end(node), repr(new)
         if isinstance(node, ast.keyword) and node.arg == "strict":
-            return  # of zip: it holds where nothing is wrong
+            return
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "reshape":
+            as_many_as_are_left.update(arg for arg in node.args if ast.unparse(arg) == "-1")
         children = ast.iter_child_nodes(node)
         if isinstance(node, ast.FunctionDef | ast.AnnAssign | ast.arg):  # types are only read
             hints = [getattr(node, name, None) for name in ("annotation", "returns")]
