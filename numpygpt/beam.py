@@ -1,5 +1,6 @@
 """Beam search: the likeliest continuation as a whole, not id by id."""
 
+import itertools
 from collections.abc import Callable, Collection
 
 import numpy as np
@@ -42,10 +43,10 @@ def beam_search(
         )
     eos = set(eos) if isinstance(eos, Collection) else {eos} - {None}
     # So many candidates that num_beams run on, even if every beam could end in every way.
-    candidates = max(2, 1 + len(eos)) * num_beams
+    candidates = num_beams + num_beams * len(eos)
     cache, logits = prefill(model, [prompt])
     beams, scores, ended = [[]], [0.0], []
-    for length in range(1, max_new_tokens + 1):
+    for length in itertools.count(1):
         check_logits(logits)
         if log_p is None:
             steps = ops.log_softmax(logits)

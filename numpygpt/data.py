@@ -30,7 +30,7 @@ def hold_out(texts: list[str], share: float = 0.05) -> tuple[list[str], list[str
     halves = []
     for text in texts:
         at = int(len(text) * (1 - share))
-        border = max(text.rfind(" ", 0, at), text.rfind("\n", 0, at))
+        border = max(text[:at].rfind(" "), text[:at].rfind("\n"))
         if border >= 0:
             at = border + 1
         halves.append((text[:at], text[at:]))

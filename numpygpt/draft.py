@@ -45,12 +45,12 @@ def verify(p, guessed: list[int], q, rng) -> list[int]:
     then the argmax.
     """
     if q is None:
-        q = np.zeros((len(guessed), p.shape[-1]), p.dtype)
+        q = np.zeros((len(guessed), p.shape[1]), p.dtype)
         q[np.arange(len(guessed)), guessed] = 1
-    if np.shape(q) != (len(guessed), p.shape[-1]):
+    if np.shape(q) != (len(guessed), p.shape[1]):
         raise ValueError(
             f"a draft of {len(guessed)} ids came with q of shape {np.shape(q)}, "
-            f"but the vocabulary has {p.shape[-1]}: draft with a model of the same vocabulary"
+            f"but the vocabulary has {p.shape[1]}: draft with a model of the same vocabulary"
         )
     for i, x in enumerate(guessed):
         if rng.random() >= acceptance(p[i], q[i], x):
@@ -73,7 +73,6 @@ class Draft:
         if not row.left:
             return ["length"]
         n_ctx = model.config.n_ctx
-        row.start = max(0, len(row.ids) - n_ctx)
         cache, logits = prefill(model, [row.ids[row.start :]])
         guessed, q = [], None
         while True:

@@ -25,8 +25,10 @@ import numpy as np
 
 from . import data, ops, sample
 
-ROWS = 16  # that are taken in float64 at a time: 6 MB of GPT-2's vocabulary
-TOKENS = 2048  # of windows that go through the model at a time: 412 MB of GPT-2's logits
+# Rows that are taken in float64 at a time: 6 MB of GPT-2's vocabulary.
+ROWS = 16  # any value is right
+# Tokens of windows that go through the model at a time: 412 MB of GPT-2's logits.
+TOKENS = 2048
 
 
 def nats(logits, targets) -> np.ndarray:
@@ -86,14 +88,14 @@ def stream(model, ids, stride: int | None = None, batch: int | None = None, done
         raise ValueError("a loss needs at least two tokens: one to predict another from")
     stride = _check_stride(model, stride)
     n_ctx = model.config.n_ctx
-    starts, counted = [0], min(n_ctx, len(ids) - 1)
+    length = min(n_ctx, len(ids) - 1)
+    starts, counted = [0], length
     new = [counted]  # of each window, how many of its last targets are new
     while counted < len(ids) - 1:
         end = min(counted + stride, len(ids) - 1)
         starts.append(end - n_ctx)
         new.append(end - counted)
         counted = end
-    length = min(n_ctx, len(ids) - 1)
     batch = _windows_at_a_time(model) if batch is None else batch
     for i in range(done * batch, len(starts), batch):
         at = np.array(starts[i : i + batch])[:, None] + np.arange(length)

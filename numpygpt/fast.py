@@ -36,16 +36,20 @@ from pathlib import Path
 
 import numpy as np
 
+# Sizes found by trying: speed depends on them, and no number that is computed does.
+
 # Numbers in a tile: 2**17 in float32 are 512 kB, half of the cache that a core has for itself.
-TILE = 2**17
+TILE = 2**17  # any value is right
 # To wake a thread takes as long as this many numbers of a formula, or multiply-adds of a product.
-SMALL, SMALL_PRODUCT, SMALL_ATTENTION = 2**19, 2**20, 2**23
-# Rows up to which a product is cut along its sum, and from which on it is cut by rows.
-FEW_ROWS, MANY_ROWS = 6, 192
+SMALL, SMALL_PRODUCT, SMALL_ATTENTION = 2**19, 2**20, 2**23  # any value is right
+# Rows up to which a product is cut along its sum, up to which contiguous columns are cut small, and
+# from which on it is cut by rows.
+FEW_ROWS, SOME_ROWS, MANY_ROWS = 6, 64, 192  # any value is right
 # How often the others are asked whether they are through, before they are waited for.
-SPINS = 50
-# Multiply-adds up to which OpenBLAS multiplies matrices as they lie; found by trying, in 0.3.31.
-AS_THEY_LIE = 3 * 2**18
+SPINS = 50  # any value is right
+# Multiply-adds up to which OpenBLAS multiplies matrices as they lie, in 0.3.31; and pieces of such
+# small blocks for each thread.
+AS_THEY_LIE, PIECES_A_THREAD = 3 * 2**18, 16  # any value is right
 
 
 # ---- how many threads ---------------------------------------------------------------------------
@@ -334,7 +338,7 @@ def share(work, pieces) -> list:
 # ---- rows ---------------------------------------------------------------------------------------
 
 
-def tiles(rows: int, width: int) -> list[slice]:
+def tiles(rows: int, width: int = 1) -> list[slice]:
     """Slices that cut `rows` rows of `width` numbers into tiles of at most TILE numbers."""
     step = max(1, TILE // max(1, width))
     return [slice(start, start + step) for start in range(0, rows, step)]
@@ -356,7 +360,7 @@ def by_rows(formula):
             return formula(*args)
         lead = np.shape(args[0])[:-1]
         rows = math.prod(lead)
-        cut = [np.ndim(a) > 1 and np.shape(a)[:-1] == lead for a in args]
+        cut = [np.shape(a)[:-1] == lead for a in args]
         if not all(c or np.ndim(a) < 2 for a, c in zip(args, cut, strict=True)):
             return formula(*args)  # one has other rows, which the formula repeats or refuses
         flat = [a.reshape(rows, -1) if c else a for a, c in zip(args, cut, strict=True)]
@@ -367,7 +371,7 @@ def by_rows(formula):
             first, *sums = result if isinstance(result, tuple) else (result,)
             with lock:
                 if not joined:
-                    joined.append(np.empty((rows, first.shape[-1]), first.dtype))
+                    joined.append(np.empty((rows, first.shape[1]), first.dtype))
             joined[0][tile] = first
             return sums if isinstance(result, tuple) else None
 
@@ -410,7 +414,7 @@ def matmul(x, w, plus=None):
         _product(rows, w, y)
     elif len(rows) <= FEW_ROWS and w.flags.c_contiguous:
         _along_the_sum(rows, w, y)
-    elif 1 < len(rows) <= 64 and w.T.flags.c_contiguous:
+    elif 1 < len(rows) <= SOME_ROWS and w.T.flags.c_contiguous:
         _by_small_blocks(rows, w, y)
     elif len(rows) < MANY_ROWS:
         _by_columns(rows, w, y)
@@ -446,14 +450,19 @@ def _by_columns(x, w, y):
 def _by_small_blocks(x, w, y):
     """Columns of w that are contiguous, as those of the embedding's transpose, can be cut smaller:
     OpenBLAS multiplies small matrices as they lie, and copies larger ones first."""
-    step = max(16, AS_THEY_LIE // x.size // 16 * 16)
+    step = _block(x.size)
 
     def work(piece):
         for start in range(piece.start, piece.stop, step):
             block = slice(start, min(start + step, piece.stop))
             np.matmul(x, w[:, block], out=y[:, block])
 
-    share(work, _equal(w.shape[1], 16 * threads()))
+    share(work, _equal(w.shape[1], PIECES_A_THREAD * threads()))
+
+
+def _block(size):
+    """Columns that `size` numbers multiply as they lie: as many as may be, 16 by 16."""
+    return max(16, AS_THEY_LIE // size // 16 * 16)
 
 
 def _along_the_sum(x, w, y):

@@ -235,7 +235,7 @@ def attention_scores(q, k, pads=None):
 
 def _hidden(scores, pads):
     """What masks the scores by addition: 0 where a query may look, -inf where it must not."""
-    t, s = scores.shape[-2:]
+    t, s = scores.shape[2:]
     if pads is None:  # only the last T keys can lie in a query's future: (T, T) says it all
         return np.triu(np.full((t, t), -np.inf, scores.dtype), 1)
     query, key = np.arange(s - t, s)[:, None], np.arange(s)
@@ -303,9 +303,9 @@ def cross_entropy(logits, targets, mask=None):
 @fast.by_rows
 def _nll(x, target):
     """log sum_j exp(x_j) - x_target, with the largest x subtracted: (R, V), (R, 1) -> (R, 1)."""
-    shifted = x - x.max(-1, keepdims=True)
-    chosen = np.take_along_axis(shifted, target, -1)
-    return np.log(np.exp(shifted).sum(-1, keepdims=True)) - chosen
+    shifted = x - x.max(1, keepdims=True)
+    chosen = np.take_along_axis(shifted, target, 1)
+    return np.log(np.exp(shifted).sum(1, keepdims=True)) - chosen
 
 
 def _weighted(logits, targets, mask):
@@ -328,7 +328,7 @@ def _weighted(logits, targets, mask):
 def cross_entropy_backward(dy, logits, targets, mask=None):
     """dlogits = dy weight (softmax(logits) - onehot(target)); the ids and the mask have none."""
     weight, rows, targets = _weighted(logits, targets, mask)
-    dnll = (dy * weight).astype(logits.dtype, copy=False)
+    dnll = np.asarray(dy * weight, logits.dtype)
     return _nll_backward(rows, targets, dnll).reshape(logits.shape)
 
 

@@ -45,7 +45,7 @@ def global_norm(grads) -> float:
         def squares(tile, flat=flat):
             return float(np.square(flat[tile]).sum())  # pairwise, so precise
 
-        total += sum(fast.share(squares, fast.tiles(g.size, 1)))
+        total += sum(fast.share(squares, fast.tiles(g.size)))
     return math.sqrt(total)
 
 
@@ -120,4 +120,4 @@ def adamw(params, grads, state, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_dec
             p *= shrink
             p -= rate * m / (np.sqrt(v) / root + eps)
 
-        fast.share(update, fast.tiles(param.size, 1))
+        fast.share(update, fast.tiles(param.size))

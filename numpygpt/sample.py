@@ -13,7 +13,8 @@ import numpy as np
 
 from . import fast, ops
 
-PREFILL = 1024  # tokens that are read at once: more would only make the activations larger
+# Tokens that are read at once: more would only make the activations larger.
+PREFILL = 1024  # any value is right
 
 
 # ---- filters: logits (..., V) -> logits (..., V), -inf where a token is forbidden ---------------
@@ -112,7 +113,7 @@ class Row:
     ids: list
     rng: np.random.Generator
     left: int  # how many ids it may still get
-    start: int = 0
+    start: int
     new: list = field(default_factory=list)  # those of this step
     tail: bytes = b""  # the last bytes of the new text: the beginning of a stop string, perhaps
     reason: str = ""  # why it ended
@@ -182,9 +183,11 @@ def generate(
             f"rng must be a NumPy Generator such as np.random.default_rng(7), not {rng!r}"
         )
     rngs = (np.random.default_rng() if rng is None else rng).spawn(count)
-    rows = [
-        Row(list(prompts[i // num_return_sequences]), rngs[i], max_new_tokens) for i in range(count)
-    ]
+    rows = []
+    for i, child in enumerate(rngs):
+        ids = prompts[i // num_return_sequences]
+        start = max(0, len(ids) - model.config.n_ctx)
+        rows.append(Row(list(ids), child, max_new_tokens, start))
     ends = _stop_test(stop, tokenizer)
 
     def distribution(logits):
@@ -213,9 +216,6 @@ def _generate(model, rows, copies, distribution, ends, slide, penalty):
     """
     if not rows[0].left:
         return ["length"] * len(rows)
-    n_ctx = model.config.n_ctx
-    for row in rows:
-        row.start = max(0, len(row.ids) - n_ctx)
     cache, logits = prefill(model, [row.ids[row.start :] for row in rows[::copies]])
     if copies > 1:
         prompt_of = np.repeat(np.arange(len(logits)), copies)
@@ -230,7 +230,7 @@ def _generate(model, rows, copies, distribution, ends, slide, penalty):
             row.take(draw(p, row.rng.random()), ends)
         yield [row.new for row in rows]
 
-        slid = meet_context_end(going, n_ctx, slide)
+        slid = meet_context_end(going, model.config.n_ctx, slide)
         still = [i for i, row in enumerate(going) if not row.reason]
         if not still:
             return [row.reason for row in rows]
@@ -300,11 +300,11 @@ def _stop_test(stop, tokenizer):
     texts = [s.encode() for s in stop if isinstance(s, str)]
     if texts and tokenizer is None:
         raise ValueError("stop strings are looked for in text: give generate a tokenizer as well")
-    longest = max(map(len, texts), default=1)
+    if not texts:
+        return lambda row, i: i in ids
+    longest = max(map(len, texts))
 
     def ends(row, i):
-        if not texts:
-            return i in ids
         text = row.tail + tokenizer.decode_bytes([i])
         row.tail = text[max(0, len(text) - longest + 1) :]
         return i in ids or any(s in text for s in texts)
@@ -359,8 +359,7 @@ def refuse_names(function, names):
 
 
 def check_penalty(penalty):
-    if isinstance(penalty, bool) or not isinstance(penalty, int | float | np.number):
-        raise TypeError(f"repetition_penalty must be a number, not {penalty!r}")
+    _check_number("repetition_penalty", penalty)
     if not 0 < penalty < math.inf:
         raise ValueError(f"repetition_penalty must be a positive number, not {penalty!r}")
 
@@ -391,17 +390,22 @@ def check_memory(config, rows, length):
 
 
 def _check_filters(temperature, top_k, top_p):
-    for name, value in (("temperature", temperature), ("top_p", 1 if top_p is None else top_p)):
-        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-            raise TypeError(f"{name} must be a number, not {value!r}")
+    _check_number("temperature", temperature)
     if not 0 <= temperature < math.inf:  # NaN fails as well
         raise ValueError(
             f"temperature must be 0 (greedy) or a positive number, not {temperature!r}"
         )
     if top_k is not None:
         check_count("top_k", top_k, 1)
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be greater than 0 and at most 1, not {top_p!r}")
+    if top_p is not None:
+        _check_number("top_p", top_p)
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p must be greater than 0 and at most 1, not {top_p!r}")
+
+
+def _check_number(name, value):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TypeError(f"{name} must be a number, not {value!r}")
 
 
 def check_prompts(config, prompts, at_end):

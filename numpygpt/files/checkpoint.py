@@ -54,7 +54,8 @@ BESIDE_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|rng_state|random_state
 WRAPPERS = ("_orig_mod.", "module.")
 MAX_PADDING = 1024  # rows; more than that is no padding, but another vocabulary
 MAX_LISTED = 10  # of a kind, in one message
-LARGE = 100_000_000  # bytes; their sha256 takes about a fifteenth of a second
+# Bytes whose sha256 takes about a fifteenth of a second.
+LARGE = 100_000_000  # any value is right
 
 
 def load_folder(folder: str | os.PathLike, n_vocab: int | None = None) -> GPT2:
@@ -475,7 +476,7 @@ def _narrow(params, dtype):
     narrow = {}
     for name, array in params.items():
         with np.errstate(over="ignore"):
-            narrow[name] = array.astype(dtype, copy=False)
+            narrow[name] = np.asarray(array, dtype)
         if array.dtype.itemsize > dtype.itemsize and np.any(
             np.isinf(narrow[name]) & ~np.isinf(array)
         ):

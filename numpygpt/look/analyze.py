@@ -228,7 +228,8 @@ def principal(vectors, count: int = 2):
     _, sizes, directions = np.linalg.svd(centred, full_matrices=False)
     directions = directions[:count]
     largest = np.take_along_axis(directions, np.abs(directions).argmax(1)[:, None], 1)
-    shares = sizes**2 / (np.sum(sizes**2) or 1.0)
+    squares = sizes**2
+    shares = squares / squares.sum() if squares.any() else squares
     return centred @ (directions * np.sign(largest)).T, shares[:count]
 
 
@@ -287,10 +288,10 @@ def attention_statistics(pattern) -> dict[str, np.ndarray]:
     weight on position 0, where heads that have nothing to do put it; previous: on the token before
     (of queries that have one before); self: on the query's own.
     """
-    t, s = pattern.shape[-2:]
+    t, s = pattern.shape[2:]
     query = np.arange(s - t, s)
     back = (query[:, None] - np.arange(s)).clip(0)
-    log = np.log(np.where(pattern > 0, pattern, 1))
+    log = np.log(pattern, out=np.zeros_like(pattern), where=pattern > 0)
     per_query = {
         "entropy": -(pattern * log).sum(-1),
         "distance": (pattern * back.astype(pattern.dtype)).sum(-1),
