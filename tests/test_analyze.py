@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from signatures import defaults
 
 from numpygpt import model
 from numpygpt.look import analyze
@@ -83,6 +84,42 @@ def test_cache_bytes_are_those_of_the_cache():
     assert total == SMALL.n_ctx * analyze.cache_bytes_per_token(SMALL, 8)
 
 
+def test_flops_of_training_are_six_for_each_weight_and_token():
+    """As the GPT-3 paper counts them; with keys, three times the forward pass."""
+    matrices = 2 * (12 * 36 + 12 * 12 + 2 * 12 * 20) + 29 * 12
+    assert analyze.training_flops(SMALL, 1000) == 6 * matrices * 1000
+    scores = 2 * 4 * 5 * 12  # of 5 keys in 2 layers
+    assert analyze.training_flops(SMALL, 1000, 5) == (6 * matrices + 3 * scores) * 1000
+
+
+def test_parts_by_hand():
+    assert analyze.parts(model.parameter_shapes(SMALL, tied=False)) == {
+        "embeddings": (29 + 11) * 12,
+        "MLP": 2 * (12 * 20 + 20 + 20 * 12 + 12),
+        "attention": 2 * (12 * 36 + 36 + 12 * 12 + 12),
+        "layer norms": 5 * (12 + 12),
+        "heads": 29 * 12,
+    }
+    with pytest.raises(KeyError, match="what"):
+        analyze.parts({"what.is.this": (2,)})
+
+
+@pytest.mark.parametrize(
+    ("count", "printed", "rounded"),
+    [
+        (117_499_999, "117M", "117M"),
+        (117_500_001, "117M", "118M"),
+        (1_549_999_999, "1.5B", "1.5B"),
+        (1_550_000_001, "1.5B", "1.6B"),
+        (12_853_386_240, "13.0B", "12.9B"),
+    ],
+)
+def test_a_count_is_rounded_as_the_printed_one(count, printed, rounded):
+    row = analyze.Relative("name", SMALL, {"a": count - 7, "b": 7}, printed, 0, 0)
+    assert (row.count, row.rounded, row.agrees) == (count, rounded, printed == rounded)
+    assert row._replace(printed=None).agrees
+
+
 def test_the_last_entry_of_the_logit_lens_is_the_model():
     gpt = model.GPT2(SMALL, model.init(SMALL, np.random.default_rng(0)))
     logits, acts = gpt.forward(np.arange(7), keep="everything")
@@ -122,8 +159,9 @@ def test_previous_of_a_pattern_known_by_hand():
     before[0, 0] = 1
     pattern = np.stack([before, np.eye(4)])[None]
     np.testing.assert_allclose(analyze.attention_statistics(pattern)["previous"], [1, 0])
-    one = analyze.attention_statistics(np.ones((2, 3, 1, 1)))
+    one = analyze.attention_statistics(np.ones((1, 3, 1, 1)))
     np.testing.assert_array_equal(one["previous"], 0)
+    np.testing.assert_array_equal(one["first"], 1)
     cached = analyze.attention_statistics(pattern[:, :, 2:])  # two queries of four keys
     np.testing.assert_allclose(cached["previous"], [1, 0])
     np.testing.assert_allclose(cached["self"], [0, 1])
@@ -192,6 +230,10 @@ def test_induction_of_a_model_that_only_copies():
     assert np.isnan(nats[0]) and not np.isnan(nats[1:]).any()
     with pytest.raises(ValueError, match="length must be 2 to 10, not 11"):
         analyze.induction(Copier(), 11, rng=rng)
+    with pytest.raises(ValueError, match="length must be 2 to 10, not 11"):
+        analyze.induction(Copier(), 11, rng=rng, first=49)  # 1 + 2 x 10 = 21
+    for length in (2, 10):
+        assert analyze.induction(Copier(), length, rng=rng, first=49)[1].shape == (2 * length,)
 
 
 def test_an_untrained_model_has_no_induction():
@@ -284,6 +326,8 @@ def test_what_cannot_be_changed_is_said():
         analyze.run_with(gpt, np.arange(6), {"ln_f": np.zeros(3)})
     with pytest.raises(ValueError, match="there is no head 3: the model has 0 to 2"):
         analyze.patch(gpt, np.arange(6), "h.0.attn.z", acts, head=3)
+    with pytest.raises(ValueError, match="there is no head -1: the model has 0 to 2"):
+        analyze.patch(gpt, np.arange(6), "h.0.attn.z", acts, head=-1)
     with pytest.raises(ValueError, match="not divided into heads"):
         analyze.patch(gpt, np.arange(6), "h.0.mlp.act", acts, head=1)
     with pytest.raises(ValueError, match="there is no layer 2: the model has 0 to 1"):
@@ -297,6 +341,9 @@ def test_likeliest_and_surprise():
     ids, p = analyze.likeliest(logits, 2)
     np.testing.assert_array_equal(ids, [[0, 1], [2, 1], [0, 1]])  # of equals the lower id
     np.testing.assert_allclose(p, [[0.5, 0.25], [0.7, 0.2], [1 / 3, 1 / 3]])
+    ids, p = analyze.likeliest(np.stack([logits, logits[::-1]]))  # (2, 3, V)
+    np.testing.assert_array_equal(ids[..., 0], [[0, 2, 0], [0, 2, 0]])
+    np.testing.assert_allclose(p[..., 0], [[0.5, 0.7, 1 / 3], [1 / 3, 0.7, 0.5]])
     nats, entropy = analyze.surprise(logits, [0, 1, 2])
     np.testing.assert_allclose(nats, [math.log(4), -math.log(0.7)])
     np.testing.assert_allclose(entropy[0], 1.5 * math.log(2))
@@ -308,6 +355,8 @@ def test_principal_directions_of_points_on_a_line():
     np.testing.assert_allclose(np.diff(found[:, 0]), [-5, -5, -15])  # -4 is the largest entry
     np.testing.assert_allclose(shares, [1, 0], atol=1e-12)
     np.testing.assert_allclose(analyze.principal(np.ones((3, 4)))[1], 0)
+    found, shares = analyze.principal(points[:2], 3)  # two points differ in no more directions
+    assert (found.shape, shares.shape) == ((2, 2), (2,))
 
 
 def test_cosines():
@@ -315,6 +364,28 @@ def test_cosines():
     half = math.sqrt(0.5)
     expected = [[1, half, -1, 0], [half, 1, -half, 0], [-1, -half, 1, 0], [0, 0, 0, 0]]
     np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_sizes_of_the_relatives_are_those_of_their_papers():
+    """Layers, width, heads, context and vocabulary; and the parameters of the published weights."""
+    rows = {row.name: row for row in analyze.family()}
+    assert len(rows) == 17
+    for name, sizes, count in (
+        ("Transformer base", (6, 512, 8, 512, 37_000), None),
+        ("Transformer big", (6, 1024, 16, 512, 37_000), None),
+        ("GPT-1", (12, 768, 12, 512, 40_478), 116_534_784),
+        ("BERT base", (12, 768, 12, 512, 30_522), 110_106_428),
+        ("BERT large", (24, 1024, 16, 512, 30_522), 336_226_108),
+        ("GPT-2 124M", (12, 768, 12, 1024, 50_257), 124_439_808),
+        ("GPT-2 355M", (24, 1024, 16, 1024, 50_257), 354_823_168),
+        ("GPT-2 774M", (36, 1280, 20, 1024, 50_257), 774_030_080),
+        ("GPT-2 1558M", (48, 1600, 25, 1024, 50_257), 1_557_611_200),
+        ("GPT-3 175B", (96, 12_288, 96, 2048, 50_257), None),
+    ):
+        c = rows[name].config
+        assert (c.n_layer, c.n_embd, c.n_head, c.n_ctx, c.n_vocab) == sizes, name
+        assert c.layer_norm_epsilon == (1e-12 if "BERT" in name else 1e-5), name
+        assert count in (None, rows[name].count), name
 
 
 def test_heads_work_and_caches_of_the_relatives_by_hand():
@@ -335,3 +406,17 @@ def test_heads_work_and_caches_of_the_relatives_by_hand():
     assert rows["BERT base"].cache == 0
     assert rows["GPT-1"].flops == 12 * block + 2 * d * 40_478
     assert rows["GPT-1"].cache == 512 * 12 * (2 * d) * 4
+
+
+def test_what_is_looked_at_unless_said_otherwise():
+    for function, expected in {
+        analyze.parameter_counts: {"tied": True},
+        analyze.attention_overtakes: {"causal": False},
+        analyze.cache_bytes_per_token: {"itemsize": 4},
+        analyze.training_flops: {"keys": 0},
+        analyze.likeliest: {"count": 1},
+        analyze.principal: {"count": 2},
+        analyze.induction: {"length": 50, "rows": 4, "first": None},
+        analyze.ablate_heads: {"mean": False, "pads": None},
+    }.items():
+        assert defaults(function) == expected, function

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sampling import PROMPTS, stored_model
+from signatures import defaults
 
-from numpygpt import ops
+from numpygpt import fast, ops
 from numpygpt.beam import beam_search
 from numpygpt.model import GPT2
 from numpygpt.sample import probabilities
@@ -102,3 +103,39 @@ def test_a_broken_model_is_not_searched(model):
     with np.errstate(invalid="ignore"):
         with pytest.raises(FloatingPointError, match="logits that are not numbers"):
             beam_search(broken, [5], 2, 2)
+
+
+def test_three_beams_run_on_although_each_could_end_in_ten_ways(model):
+    """In the second step 30 ends and one other id are likelier than the second that runs on; as one
+    of the three likeliest runs on, only two have ended, and the search goes on."""
+    asked = []
+
+    def log_p(rows, logits):
+        asked.append(len(rows))
+        out = np.full(logits.shape, -50.0)
+        if len(rows) == 1:
+            out[0, 20:23] = 0, -0.1, -0.2
+        else:
+            out[:, :10] = -0.001 * np.arange(10)
+            out[0, 25] = -0.0015
+        return out
+
+    beam_search(model, PROMPTS[0], 3, 3, eos=range(10), log_p=log_p)
+    assert asked == [1, 3, 3]
+
+
+def test_what_is_searched_unless_said_otherwise():
+    assert defaults(beam_search) == {
+        "length_penalty": 1.0, "eos": None, "log_p": None, "early_stopping": False,
+    }  # fmt: skip
+
+
+def test_beams_that_do_not_fit_the_machine_are_refused(model, monkeypatch):
+    """Keys and values of 3 + 4 positions, 4 bytes each, and two numbers for each logit."""
+    one = 2 * 4 * (2 * 12 * 7) + 2 * 4 * 31
+    monkeypatch.setattr(fast, "machine_memory", lambda: 3 * one)
+    assert len(beam_search(model, PROMPTS[0], 4, 3)) == 3
+    with pytest.raises(ValueError, match="4 texts at once take"):
+        beam_search(model, PROMPTS[0], 4, 4)
+    with pytest.raises(ValueError, match="3 texts at once take"):
+        beam_search(model, PROMPTS[0], 5, 3)

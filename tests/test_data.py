@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from signatures import defaults
 
 from numpygpt import data
 from numpygpt.bpe import Tokenizer
@@ -124,8 +125,37 @@ def test_what_is_held_out_is_not_trained_on():
         assert [a + b for a, b in zip(kept, held, strict=True)] == few
         assert len("".join(held)) == pytest.approx(0.05 * len("".join(few)), abs=12)
     assert data.hold_out(texts, 0) == (texts, [])
-    with pytest.raises(ValueError, match="between 0 and 0.5"):
-        data.hold_out(texts, 0.6)
+
+
+@pytest.mark.parametrize("held_out", [data.hold_out, data.hold_out_pairs])
+def test_at_most_half_is_held_out(held_out):
+    items = [(f"x{i}", f"y{i}") for i in range(40)]
+    for share, count in ((0, 0), (0.5, 20)):
+        kept, held = held_out(items, share)
+        assert (len(kept), len(held)) == (40 - count, count)
+    for share in (-0.01, 0.501, float("nan")):
+        with pytest.raises(ValueError, match="between 0 and 0.5"):
+            held_out(items, share)
+
+
+def test_every_20th_document_is_held_out():
+    texts = [f"document {i}" for i in range(1, 46)]
+    assert data.hold_out(texts)[1] == ["document 20", "document 40"]
+    assert data.hold_out(texts[:20]) == (texts[:19], texts[19:20])
+
+
+@pytest.mark.parametrize(
+    ("text", "before", "after"),
+    [
+        ("ab cd ef gh ij kl", "ab cd ", "ef gh ij kl"),  # the 9th of 17 is within "ef"
+        ("ab\ncdef ghij", "ab\n", "cdef ghij"),
+        ("a b\ncdefgh", "a b\n", "cdefgh"),
+        (" abcdefgh", " ", "abcdefgh"),
+        ("abcdefghi", "abcd", "efghi"),  # no border
+    ],
+)
+def test_few_documents_are_cut_behind_a_space_or_a_newline(text, before, after):
+    assert data.hold_out([text], 0.5) == ([before], [after])
 
 
 def test_no_x_is_both_trained_on_and_held_out():
@@ -137,4 +167,50 @@ def test_no_x_is_both_trained_on_and_held_out():
     assert data.hold_out_pairs(pairs, 0.25) == (kept, held)
     assert data.hold_out_pairs(pairs, 0.25, seed=1) != (kept, held)
     assert data.hold_out_pairs(pairs[:19]) == (pairs[:19], [])
+    assert len(data.hold_out_pairs(pairs[:20])[1]) == 2
     assert len({x for x, _ in data.hold_out_pairs(pairs, 0.5, most=7)[1]}) == 7
+
+
+def test_a_run_that_goes_on_holds_out_what_it_held_out_before():
+    """Whichever version of this package began it: the 4 of 40 are those of 26 November 2026."""
+    pairs = [(f"x{i}", "y") for i in range(40)]
+    for seed, held in ((0, "x10 x13 x29 x39"), (1, "x16 x20 x25 x35")):
+        assert [x for x, _ in data.hold_out_pairs(pairs, seed=seed)[1]] == held.split()
+
+
+def test_what_is_held_out_unless_said_otherwise():
+    assert defaults(data.hold_out) == {"share": 0.05}
+    assert defaults(data.hold_out_pairs) == {"share": 0.1, "most": 200, "seed": 0}
+
+
+@pytest.mark.parametrize("count", range(5, 9))
+def test_every_batch_is_full_and_a_pass_uses_nothing_twice(count, tokenizer):
+    """Of windows and of pairs: what is left for a batch of one or two is left out."""
+    windows = data.stream(np.arange(4 * count + 4), 3, 4, np.random.default_rng(count))
+    pairs = [(letter, "y") for letter in "abcdefgh"[:count]]
+    answers = data.pair_batches(pairs, tokenizer, 3, 4, np.random.default_rng(count))
+    for batches, width in ((windows, 4), (answers, 2)):
+        for _ in range(20):
+            first = []
+            for _ in range(count // 3):
+                tokens, targets, mask = next(batches)
+                assert tokens.shape == targets.shape == mask.shape == (3, width)
+                first += tokens[:, 0].tolist()
+            assert len(set(first)) == len(first)
+
+
+def test_a_text_without_an_end_token_is_one_document(tokenizer):
+    bare = Tokenizer(tokenizer.tokens, tokenizer.merges, [])  # names no end token
+    assert data.documents_of("One<|endoftext|>two", bare) == ["One<|endoftext|>two"]
+    assert data.documents_of("", bare) == []
+    assert data.documents_of("One<|endoftext|>two", tokenizer) == ["One", "two"]
+    assert data.encode_documents(bare, ["Hello world"]).tolist() == [15496, 995]
+    for texts in ([], ["Hello", " world"]):
+        with pytest.raises(ValueError, match="names no end token"):
+            data.encode_documents(bare, texts)
+
+
+def test_an_answer_does_not_begin_as_a_text_does(tokenizer):
+    settings = {"before": [50256], "prefix_space": True}
+    begins = Tokenizer(tokenizer.tokens, tokenizer.merges, tokenizer.special, **settings)
+    assert data.encode_pair(begins, "Hello", "Hello") == ([50256, 18435], [15496, 50256])

@@ -1,5 +1,6 @@
 """Speculative drafts change no distribution and no greedy id."""
 
+import dataclasses
 import itertools
 import math
 import types
@@ -7,6 +8,7 @@ import types
 import numpy as np
 import pytest
 from sampling import PROMPTS, Fixed, counting, exact_distribution, run, stored_model
+from signatures import defaults
 
 from numpygpt.draft import Draft, acceptance, draft_model, prompt_lookup, residual, verify
 from numpygpt.model import GPT2, Config, init
@@ -159,6 +161,19 @@ def test_a_draft_model_goes_on_from_what_two_texts_share(model):
         np.testing.assert_array_equal(q, fresh_q)
 
 
+def test_a_draft_model_that_has_slid_meets_a_shorter_text(model):
+    """Of 30 ids it read the last 8; of 22 others, or fewer, it reads what a fresh one reads."""
+    rng = np.random.default_rng(0)
+    for length in (22, 21, 15, 8, 5, 1):
+        draft = draft_model(model, 3)
+        draft.propose([7] * 30, 99, greedy, rng)
+        ids = (np.arange(length) * 11 % 31).tolist()
+        guessed, q = draft.propose(ids, 99, greedy, rng)
+        fresh, fresh_q = draft_model(model, 3).propose(ids, 99, greedy, rng)
+        assert guessed == fresh
+        np.testing.assert_array_equal(q, fresh_q)
+
+
 def greedy(logits):
     return probabilities(logits, 0)
 
@@ -190,3 +205,22 @@ def test_a_draft_of_another_vocabulary_is_refused(model):
 def test_no_guess_of_length_zero(model):
     with pytest.raises(ValueError, match="length must be at least 1"):
         draft_model(model, 0)
+    assert len(draft_model(model, 1).propose([5], 9, greedy, np.random.default_rng(0))[0]) == 1
+    for name in ("n", "length", "reach"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1"):
+            prompt_lookup(**{name: 0})
+    assert prompt_lookup(1, 1, 2).propose([7, 7], 9, None, None) == ([7], None)
+
+
+def test_what_is_guessed_unless_said_otherwise():
+    assert defaults(prompt_lookup) == {"n": 3, "length": 8, "reach": 1024}
+    assert defaults(draft_model) == {"length": 4}
+
+
+def test_a_draft_does_not_change():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        prompt_lookup().propose = None
+
+
+def test_nothing_is_asked_for(model):
+    assert run(model, PROMPTS[0], 0, draft=prompt_lookup()) == (None, ["length"], [])

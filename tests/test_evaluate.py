@@ -1,13 +1,16 @@
 """Losses over a long text: every token counted once, with the context the protocol promises."""
 
 import bz2
+import dataclasses
 import json
 import lzma
 import math
+import types
 
 import numpy as np
 import pytest
 from golden import models
+from signatures import defaults
 
 from numpygpt import cli, data, evaluate, model
 from numpygpt.bpe import Tokenizer
@@ -41,6 +44,25 @@ def test_stream_nats_counts_every_token_once(gpt, length, stride):
     nats, counted = evaluate.stream_nats(gpt, ids, stride, batch=3)
     assert counted == length - 1
     np.testing.assert_allclose(nats, one_by_one(gpt, ids, stride or 8), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("n_ctx", "windows"), [(1024, 2), (700, 2), (2048, 1), (4096, 1)])
+def test_windows_go_through_as_many_at_a_time_as_hold_2048_tokens(n_ctx, windows):
+    passes = []
+
+    class Watched:
+        config = dataclasses.replace(CONFIG, n_ctx=n_ctx)
+
+        def forward(self, tokens):
+            passes.append(tokens.shape)
+            return np.zeros((*tokens.shape, 2)), {}
+
+    ids = np.zeros(2 * n_ctx + 1, int)
+    assert evaluate.stream_nats(Watched(), ids)[1] == 2 * n_ctx
+    assert passes == [(windows, n_ctx)] * (2 // windows)
+    passes.clear()
+    assert evaluate.position_nats(Watched(), ids).shape == (2, n_ctx)
+    assert passes == [(windows, n_ctx)] * (2 // windows)
 
 
 def test_an_untrained_model_costs_ln_v_per_token(gpt):
@@ -208,12 +230,40 @@ def test_a_stop_word_is_not_written_where_it_is_filtered():
     letters = Letters()
     banned = evaluate.stop_words(letters, 31)
     assert [letters.letters[i] for i in np.flatnonzero(banned)] == list("aist")
+    padded = evaluate.stop_words(letters, 35)  # rows of the embedding that are no token
+    assert padded.tolist() == [*banned.tolist(), False, False, False, False]
     rows = [(letters.encode("q "), letters.encode(target)) for target in ("a", " ", "z")]
     plain = evaluate.score(NextLetter(), rows)
     assert [one.greedy for one in plain] == [True, False, False]
     filtered = evaluate.score(NextLetter(), rows, banned)
     assert [one.greedy for one in filtered] == [False, True, False]
     assert [one.nats for one in plain] == [one.nats for one in filtered]
+
+
+class Answering:
+    """A model that expects after each letter the one that it is told, after the others none."""
+
+    config = CONFIG
+
+    def __init__(self, follow):
+        self.follow = {Letters.letters.index(a): Letters.letters.index(b) for a, b in follow}
+
+    def cache(self, batch=1):
+        return types.SimpleNamespace(k=[], v=[], length=0, pads=None)
+
+    def forward(self, tokens, cache=None, pads=None, only_last=False):
+        logits = np.zeros((*np.shape(tokens), 31))
+        for at in np.ndindex(np.shape(tokens)):
+            if tokens[at] in self.follow:
+                logits[(*at, self.follow[tokens[at]])] = 1
+        return logits[:, -1:] if only_last else logits, {}
+
+
+def test_a_filter_takes_a_stop_word_for_wrong():
+    """ "a" follows a space; without it all letters are alike, and the first is written: a space."""
+    model = Answering([" a"])
+    for protocol, accuracy in (("word", 1), ("token", 1), ("filtered", 0)):
+        assert evaluate.lambada(model, Letters(), ["q a"], protocol)["accuracy"] == accuracy
 
 
 def test_hellaswag_by_hand():
@@ -356,9 +406,12 @@ def test_the_loss_at_each_position_of_the_window(gpt):
             np.testing.assert_allclose(row[t], one.nats, rtol=1e-12)
     with pytest.raises(ValueError, match="two windows of 8"):
         evaluate.position_nats(gpt, ids[:16])
+    assert evaluate.position_nats(gpt, ids[:17]).shape == (2, 8)
 
 
-@pytest.mark.parametrize(("length", "stride"), [(21, 8), (21, 3), (8, 4), (5, 8), (30, 2)])
+@pytest.mark.parametrize(
+    ("length", "stride"), [(21, 8), (21, 3), (8, 4), (5, 8), (30, 2), (17, 8), (2, 1)]
+)
 def test_windows_perplexity_is_that_of_the_documentation(gpt, length, stride):
     ids = np.random.default_rng(length).integers(0, 31, length)
     total, weight, previous = 0.0, 0, 0
@@ -473,6 +526,20 @@ def test_a_shared_context_is_read_once(gpt):
     long = evaluate.Question([(draw(8), [1, 2])] * 2)
     (answer,) = evaluate.score_questions(gpt, [long])
     np.testing.assert_allclose(answer[0].nats, evaluate.score(gpt, long.rows[:1])[0].nats)
+
+
+def test_when_a_shared_context_is_worth_reading_once(gpt):
+    """Where it spares more tokens than the candidates have, and all of it fits."""
+
+    def once(context, lengths, model=gpt):
+        return evaluate._can_be_read_once(model, [([1] * context, [2] * n) for n in lengths])
+
+    assert once(5, [4, 3, 2]) and not once(5, [4, 4, 2])  # 5 are spared twice
+    assert not once(5, [4]) and once(5, [2, 2]) and not once(5, [3, 2])
+    assert once(7, [2, 2]) and not once(7, [3, 1])  # n_ctx + 1 = 9
+    assert not once(5, [2, 1, 0])
+    assert not once(5, [2, 2], NextLetter())  # which has no cache
+    assert not evaluate._can_be_read_once(gpt, [([1] * 5, [2]), ([1] * 4 + [3], [2])])
 
 
 def test_batches_of_a_text_can_be_begun_in_the_middle(gpt):
@@ -679,6 +746,26 @@ def test_the_loss_on_y_and_exact_match_by_hand(folder):
         evaluate.pairs(gpt, tokenizer, [])
 
 
+def test_exact_and_ended_answers_by_hand():
+    """It writes the alphabet on, and "e" ends a text."""
+
+    class Ending(Letters):
+        special, eot = {"e": 5}, 5
+
+    model = Answering(["ab", "bc", "cd", "de", "fg", "gh", "hi"])
+    pairs = [("a", "bcd"), ("c", "d"), ("a", "bc"), ("f", "gh"), ("f", "g")]
+    for batch in (1, 16):
+        written = evaluate.answers(model, Ending(), pairs, batch)
+        assert written[:3] == [("bcd", True), ("d", True), ("bcd", True)]
+        assert not any(answer.ended for answer in written[3:])
+    assert [answer.text for answer in evaluate.answers(model, Ending(), pairs[3:4])] == ["ghi "]
+    result = evaluate.pairs(model, Ending(), pairs)
+    likely, other = math.log(math.e + 30) - 1, math.log(math.e + 30)
+    # each letter is likely but for the end after "bc", "gh" and "g"
+    assert result["nats per token of y"] == pytest.approx((11 * likely + 3 * other) / 14)
+    assert (result["exact match"], result["ended"], result["pairs"]) == (2 / 5, 3 / 5, 5)
+
+
 def test_trigrams_by_hand():
     """a b a b c with V = 4, each after the ids before it were counted."""
     a, b, c = 0, 1, 2
@@ -707,6 +794,8 @@ def test_trigrams_are_probabilities_and_know_what_they_have_seen():
     assert sum(each) == pytest.approx(1, rel=1e-12)
     fresh, known = evaluate.trigram_nats(ids, 6), evaluate.trigram_nats(ids, 6, ids)
     assert known < fresh / 2
+    whole, before = (evaluate.trigram_nats([*ids, *ids[:n]], 6) for n in (40, 1))
+    assert known == pytest.approx(whole - before, rel=1e-12)  # all but the first of the second 40
 
 
 def test_baselines_are_what_the_compressors_need(folder):
@@ -716,11 +805,18 @@ def test_baselines_are_what_the_compressors_need(folder):
     size = 26 * 30 + 16 * 9
     text = "\n".join(documents).encode()
     assert result["bzip2, bits per byte"] == 8 * len(bz2.compress(text)) / size
-    assert lzma.decompress(lzma.compress(text)) == text
-    assert 0 < result["xz, bits per byte"] < 2
+    highest = 9 | lzma.PRESET_EXTREME
+    assert result["xz, bits per byte"] == 8 * len(lzma.compress(text, preset=highest)) / size
+    ids = data.encode_documents(tokenizer, documents).tolist()
+    nats = evaluate.trigram_nats(ids, 262)
+    assert result["trigram, bits per byte"] == pytest.approx(nats / math.log(2) / size)
     known = evaluate.baselines(tokenizer, documents, documents)
     for name, value in known.items():
         assert value < result[name], name
+    added = len(bz2.compress(text + text)) - len(bz2.compress(text))
+    assert known["bzip2, bits per byte"] == 8 * added / size
+    with pytest.raises(ValueError, match="no text to compress"):
+        evaluate.baselines(tokenizer, [""])
 
 
 def test_pairs_and_baselines_from_the_command(folder, tmp_path, capsys):
@@ -736,3 +832,23 @@ def test_pairs_and_baselines_from_the_command(folder, tmp_path, capsys):
         names = json.loads(capsys.readouterr().out).keys()
         assert {"xz, bits per byte", "bzip2, bits per byte", "trigram, bits per byte"} < names
     assert run(folder, tmp_path / "t.txt", "--baselines", "--limit", "3") == 2
+
+
+def test_what_is_measured_unless_said_otherwise():
+    some = {"batch": 8, "banned": None}
+    for function, expected in {
+        evaluate.stream: {"stride": None, "batch": None, "done": 0},
+        evaluate.stream_nats: {"stride": None, "batch": None},
+        evaluate.position_nats: {"batch": None},
+        evaluate.wikitext: {"batch": None},
+        evaluate.score: {"banned": None},
+        evaluate.score_after: {"banned": None},
+        evaluate.score_questions: some,
+        evaluate.lambada: {"protocol": "word", "batch": 8},
+        evaluate.hellaswag: {"batch": 8},
+        evaluate.cbt: {"batch": 8},
+        evaluate.pairs_nats: {"batch": 16},
+        evaluate.answers: {"batch": 16},
+        evaluate.trigram_nats: {"known": ()},
+    }.items():
+        assert defaults(function) == expected, function

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import threading
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,6 +73,63 @@ def test_another_c_library_is_left_alone(monkeypatch):
     assert asked == []
 
 
+class Libc:
+    """In place of the C library: notes what is set."""
+
+    def __init__(self, largest):
+        self.largest, self.calls = largest, []
+
+    def mallopt(self, name, value):
+        fits = value <= self.largest
+        self.calls.append((name, value, fits))
+        return fits
+
+    def malloc_trim(self, pad):
+        self.calls.append(("trim", pad))
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+
+
+@pytest.mark.parametrize("largest", [2**31 - 1, 2**25])
+def test_what_is_set_is_set_back_to_the_largest_that_glibc_comes_to(largest, monkeypatch):
+    """mallopt(3): 4 x 1024 x 1024 x sizeof(long), and twice that for the other. An older glibc
+    takes no more than that for the first."""
+    libc = Libc(largest)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: libc)
+    largest_by_itself = 4 * 1024 * 1024 * 8
+    with fast.kept_memory():
+        first, *others = libc.calls
+        assert first == (M_MMAP_THRESHOLD, 2**30, largest > 2**30)
+        if largest == largest_by_itself:
+            assert others.pop(0) == (M_MMAP_THRESHOLD, largest_by_itself, True)
+        assert [call[:2] for call in others] == [(M_TRIM_THRESHOLD, 2**31 - 1)]
+        with fast.kept_memory():
+            pass
+        assert len(libc.calls) == 1 + (largest == largest_by_itself) + 1
+        libc.calls.clear()
+    assert [call[:2] for call in libc.calls] == [
+        (M_MMAP_THRESHOLD, largest_by_itself),
+        (M_TRIM_THRESHOLD, 2 * largest_by_itself),
+        ("trim", 0),
+    ]
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="this system has no /proc/meminfo")
+def test_the_memory_of_the_machine():
+    _, kilobytes, _ = Path("/proc/meminfo").read_text().splitlines()[0].split()
+    assert fast.machine_memory() == pytest.approx(1024 * int(kilobytes), rel=0.01)
+
+
+def test_the_memory_of_a_machine_that_does_not_say(monkeypatch):
+    def refuse(name):
+        raise ValueError("unrecognized configuration name")
+
+    monkeypatch.setattr(os, "sysconf", refuse, raising=False)
+    assert fast.machine_memory() == math.inf
+
+
 # ---- how many threads ---------------------------------------------------------------------------
 
 
@@ -93,6 +152,15 @@ def test_else_it_is_the_cores_that_the_process_may_use(monkeypatch):
     assert fast.threads() == 2
 
 
+@pytest.mark.parametrize("cores, expected", [(6, 6), (None, 1)])
+def test_where_the_system_has_no_affinity_it_is_all_cores(monkeypatch, cores, expected):
+    monkeypatch.delenv("NUMPYGPT_THREADS", raising=False)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(fast, "_quota", lambda: math.inf)
+    assert fast.threads() == expected
+
+
 @pytest.mark.parametrize(
     "files, cores",
     [
@@ -101,6 +169,17 @@ def test_else_it_is_the_cores_that_the_process_may_use(monkeypatch):
         ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "150000 100000"}, 2),
         ({"proc/self/cgroup": "0::/a/b", "sys/fs/cgroup/a/cpu.max": "300000 100000"}, 3),
         ({"proc/self/cgroup": "0::/a", "sys/fs/cgroup/a/cpu.max": "20000 100000"}, 1),
+        ({"proc/self/cgroup": "0::/a:b", "sys/fs/cgroup/a:b/cpu.max": "200000 100000"}, 2),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b",
+                "sys/fs/cgroup/a/cpu.max": "300000 100000",
+                "sys/fs/cgroup/a/b/cpu.max": "400000 100000",
+                "sys/fs/cpu.max": "100000 100000",  # not a group any more
+            },
+            3,
+        ),
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "100000 100000 100000"}, math.inf),
         (
             {
                 "proc/self/cgroup": "4:memory:/m\n3:cpu,cpuacct:/c\n0::/",
@@ -250,11 +329,61 @@ def test_results_come_in_the_order_of_the_pieces(count):
     assert fast.share(lambda i: i, []) == []
 
 
-def test_a_piece_may_share_again(count):
-    def outer(i):
-        return fast.share(lambda j: (i, j), range(3))
+def test_a_piece_may_share_again_with_nobody(count):
+    def inner(i, j):
+        return i, j, threading.get_ident()
 
-    assert fast.share(outer, range(4)) == [[(i, j) for j in range(3)] for i in range(4)]
+    def outer(i):
+        me = threading.get_ident()
+        found = fast.share(lambda j: inner(i, j), range(3))
+        assert found == [(i, j, me) for j in range(3)]
+        return i
+
+    for _ in range(2):
+        assert fast.share(outer, range(4)) == [0, 1, 2, 3]
+
+
+def test_as_many_threads_as_there_are_share(count):
+    """Each piece waits until all are at work: with a thread less none would go on."""
+    for pieces in (count, count, max(1, count - 1)):
+        barrier = threading.Barrier(pieces)
+        assert sorted(fast.share(lambda i, b=barrier: b.wait(20), range(pieces))) == [
+            *range(pieces)
+        ]
+    named = [thread for thread in threading.enumerate() if thread.name == "numpygpt"]
+    assert len(named) >= count - 1
+
+
+def test_only_as_many_threads_are_started_as_are_needed(monkeypatch):
+    started = []
+    monkeypatch.setattr(fast, "_crew", fast._Crew())
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: started.append(thread))
+    for threads, pieces, expected in ((1, 9, 0), (3, 1, 0), (3, 2, 1), (3, 9, 2), (2, 9, 2)):
+        monkeypatch.setenv("NUMPYGPT_THREADS", str(threads))
+        assert fast.share(lambda i: i, range(pieces)) == list(range(pieces))
+        assert len(started) == expected
+    assert all(thread.daemon and thread.name == "numpygpt" for thread in started)
+
+
+def test_whoever_asks_looks_a_few_times_without_a_rest_and_then_waits(monkeypatch):
+    naps, begun, looked = [], threading.Event(), threading.Event()
+
+    def sleep(seconds):
+        naps.append(seconds)
+        looked.set()
+
+    monkeypatch.setenv("NUMPYGPT_THREADS", "2")
+    monkeypatch.setattr(fast, "time", types.SimpleNamespace(sleep=sleep))
+    me = threading.get_ident()
+
+    def work(i):
+        if threading.get_ident() == me:
+            return begun.wait(20)
+        begun.set()
+        return looked.wait(20)
+
+    assert fast.share(work, range(2)) == [True, True]
+    assert set(naps) == {0} and len(naps) <= fast.SPINS
 
 
 def test_the_error_of_a_piece_is_raised_and_the_next_call_works(count):
@@ -287,6 +416,94 @@ def test_without_another_thread_all_is_done_by_the_one_that_asks(monkeypatch):
     monkeypatch.setattr(threading.Thread, "start", refuse)
     monkeypatch.setenv("NUMPYGPT_THREADS", "4")
     assert fast.share(lambda i: i, range(9)) == list(range(9))
+
+
+def test_a_formula_is_given_tiles_of_rows(monkeypatch):
+    """Of the first argument and of every other that has its rows; vectors and numbers go whole."""
+    given = []
+
+    @fast.by_rows
+    def formula(x, y, b, eps):
+        given.append((x.shape, y.shape, b.shape))
+        return x + y + b + eps, x.sum(0)
+
+    monkeypatch.setenv("NUMPYGPT_THREADS", "1")
+    monkeypatch.setattr(fast, "TILE", 6)
+    x, y, b = (
+        np.arange(24.0).reshape(2, 4, 3),
+        np.ones((2, 4, 2)).sum(-1, keepdims=True),
+        np.ones(3),
+    )
+    for small, tiles in ((23, [2, 2, 2, 2]), (24, None)):
+        monkeypatch.setattr(fast, "SMALL", small)
+        given.clear()
+        result, total = formula(x, y, b, 0.5)
+        np.testing.assert_array_equal(result, x + 3.5)
+        if tiles:
+            assert given == [((n, 3), (n, 1), (3,)) for n in tiles]
+            np.testing.assert_array_equal(total, x.sum((0, 1)))
+        else:
+            assert given == [((2, 4, 3), (2, 4, 1), (3,))]
+    monkeypatch.setattr(fast, "SMALL", 0)
+    given.clear()
+    formula(x[0], y[0], b, 0.5)
+    assert given == [((2, 3), (2, 1), (3,))] * 2
+    given.clear()
+    formula(x[0, 0], y[0, 0], b, 0.5)  # a row alone
+    assert given == [((3,), (1,), (3,))]
+
+
+def test_tiles_and_equal_parts(monkeypatch):
+    monkeypatch.setattr(fast, "TILE", 6)
+
+    def edges(slices):
+        return [(one.start, one.stop) for one in slices]
+
+    assert edges(fast.tiles(5, 3)) == [(0, 2), (2, 4), (4, 6)]
+    assert edges(fast.tiles(2, 7)) == [(0, 1), (1, 2)]  # a row is not cut
+    assert edges(fast.tiles(13)) == [(0, 6), (6, 12), (12, 18)]
+    assert edges(fast.tiles(3, 0)) == [(0, 6)]
+    assert edges(fast._equal(10, 3)) == [(0, 3), (3, 7), (7, 10)]
+    assert edges(fast._equal(2, 5)) == [(0, 1), (1, 2)]  # none is empty
+    monkeypatch.setattr(fast, "AS_THEY_LIE", 1000)
+    assert [fast._block(size) for size in (10, 20, 31, 62, 63, 5000)] == [96, 48, 32, 16, 16, 16]
+
+
+def test_heads_are_shared_where_it_is_worth_it(monkeypatch):
+    monkeypatch.setenv("NUMPYGPT_THREADS", "2")
+    monkeypatch.setattr(fast, "can_share_products", lambda: True)
+    monkeypatch.setattr(fast, "SMALL_ATTENTION", 240)
+    q, k = np.ones((1, 4, 3, 2)), np.ones((1, 4, 10, 2))  # 24 numbers, 10 keys
+    halves, whole = [slice(0, 2), slice(2, 4)], [slice(0, 4)]
+    assert fast.heads(q, k, False) == halves
+    assert fast.heads(q, k[:, :, :9], False) == fast.heads(q, k, True) == whole
+    monkeypatch.setattr(fast, "can_share_products", lambda: False)
+    assert fast.heads(q, k, False) == whole
+
+
+def test_a_product_is_cut_as_suits_its_shape(monkeypatch):
+    """By rows where there are many, by columns where there are few, along the sum where there is
+    hardly one; a table's transpose, whose columns are contiguous, in small blocks."""
+    taken = []
+    for name in ("_product", "_along_the_sum", "_by_small_blocks", "_by_columns", "_by_rows"):
+        monkeypatch.setattr(fast, name, lambda x, w, y, name=name: taken.append(name))
+    monkeypatch.setattr(fast, "can_share_products", lambda: True)
+    for name, value in (("FEW_ROWS", 3), ("SOME_ROWS", 5), ("MANY_ROWS", 8), ("SMALL_PRODUCT", 20)):
+        monkeypatch.setattr(fast, name, value)
+
+    def ways(w):
+        taken.clear()
+        for rows in (1, 2, 3, 4, 5, 6, 7, 8):
+            fast.matmul(np.ones((rows, 4)), w)
+        return [name.removeprefix("_") for name in taken]
+
+    few, some, columns = ["along_the_sum"], ["by_small_blocks"], ["by_columns"]
+    assert ways(np.ones((4, 5))) == few * 3 + columns * 4 + ["by_rows"]
+    assert ways(np.ones((5, 4)).T) == columns + some * 4 + columns * 2 + ["by_rows"]
+    assert ways(np.ones((4, 10))[:, ::2]) == columns * 7 + ["by_rows"]
+    assert ways(np.ones((4, 4)))[:2] == ["product", "along_the_sum"]  # 16 and 32 multiply-adds
+    monkeypatch.setattr(fast, "can_share_products", lambda: False)
+    assert ways(np.ones((4, 5))) == ["product"] * 8
 
 
 @pytest.mark.parametrize("dtype", ("float32", "float64"))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from signatures import defaults
 
 from numpygpt import data, lora, model, optim, train
 
@@ -82,10 +83,35 @@ def test_gradients_that_are_not_wanted_are_left_out():
         gpt.loss_and_grads(*batch(), only=["h.3.ln_1.bias"])
 
 
-@pytest.mark.parametrize("wrong", [{"rank": 0}, {"alpha": 0}, {"matrices": ("wte",)}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rank": 0},
+        {"alpha": 0},
+        {"alpha": np.inf},
+        {"alpha": np.nan},
+        {"matrices": ("wte",)},
+        {"matrices": ()},
+    ],
+)
 def test_what_makes_no_sense_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         adapted(**wrong)
+
+
+def test_a_begins_as_random_numbers_over_the_root_of_their_count_and_b_as_zeros():
+    gpt, _ = adapted()
+    adapter = lora.LoRA(gpt, 1, alpha=0.5, rng=np.random.default_rng(5))
+    numbers = np.random.default_rng(5).standard_normal((CONFIG.n_layer, 20, 1))
+    for i in range(CONFIG.n_layer):
+        name = f"h.{i}.attn.c_attn.lora_"
+        np.testing.assert_allclose(adapter.params[name + "A"], numbers[i] / 20**0.5, rtol=1e-15)
+        np.testing.assert_array_equal(adapter.params[name + "B"], np.zeros((1, 60)))
+    assert repr(adapter) == "LoRA(rank=1, alpha=0.5, 240 parameters that learn)"
+
+
+def test_what_is_adapted_unless_said_otherwise():
+    assert defaults(lora.LoRA) == {"alpha": 16.0, "matrices": ("attn.c_attn",), "rng": None}
 
 
 def test_it_learns_answers():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from golden import models
 from golden.models import FULL, SMALL, gap
+from signatures import defaults
 
 from numpygpt import model as model_module
 from numpygpt import ops
@@ -297,6 +298,23 @@ def test_backward_needs_no_more_than_its_own_record(length):
         assert gap(grad, others[name]) < 1e-13, name
 
 
+def test_the_record_holds_the_scores_of_all_queries_in_one_array():
+    """Although attention takes 64 queries at a time where nobody asks for its scores."""
+    tokens = random_ids(24, 1, 130)
+    logits, acts = long().forward(tokens, keep="everything")
+    scores, pattern = acts["h.2.attn.scores"][0], acts["h.2.attn.pattern"][0]
+    assert scores.shape == pattern.shape == (2, 130, 130)
+    np.testing.assert_allclose(pattern.sum(-1), 1)
+    np.testing.assert_array_equal(np.isfinite(scores), np.tri(130, dtype=bool) & [[[True]]] * 2)
+    taken = []
+    spied = with_ops(long(), softmax=lambda x: taken.append(x.shape[2:]) or ops.softmax(x))
+    assert gap(spied.forward(tokens)[0], logits) < 1e-14
+    assert taken == [(64, 64), (64, 128), (2, 130)] * 3
+    taken.clear()
+    spied.forward(tokens, given={})
+    assert taken == [(130, 130)] * 3
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_last_logits_alone(dtype):
     tokens = random_ids(6, 3, 70)
@@ -572,6 +590,12 @@ def test_pads_that_are_refused(pads, words):
         small().forward([[1, 2, 3], [4, 5, 6]], pads=pads)
 
 
+def test_all_but_one_position_may_be_padding():
+    tokens = random_ids(25, 2, 13, n_vocab=SMALL.n_vocab)
+    logits, _ = small().forward(tokens, pads=[12, 0])
+    assert gap(logits[0, 12], small().forward(tokens[:1, 12:])[0][0, 0]) < LINE["float32"]
+
+
 def test_other_pads_than_the_cache_began_with_are_refused():
     cache = small().cache(2)
     small().forward([[1, 2], [3, 4]], cache, [0, 1])
@@ -639,6 +663,13 @@ def test_a_record_of_the_last_logits_alone_is_refused():
 def test_targets_and_masks_that_are_refused(targets, mask, error, words):
     with pytest.raises(error, match=words):
         small().loss_and_grads([[1, 2, 3], [4, 5, 6]], targets, mask)
+
+
+def test_in_a_vocabulary_of_one_token_nothing_is_left_to_predict():
+    one = Config(n_vocab=1, n_ctx=3, n_embd=4, n_head=2, n_layer=1)
+    tiny = GPT2(one, init(one, np.random.default_rng(0)))
+    loss, grads = tiny.loss_and_grads([0, 0, 0], [0, -100, 0], [1, 0, 1])
+    assert loss == 0 and not any(grad.any() for grad in grads.values())
 
 
 def test_where_the_mask_is_zero_the_target_may_be_anything():
@@ -713,6 +744,10 @@ def test_an_epsilon_that_is_none_is_refused(eps):
         Config(5, 7, 6, 3, 2, layer_norm_epsilon=eps)
 
 
+def test_an_epsilon_of_nothing_is_allowed():
+    assert Config(5, 7, 6, 3, 2, layer_norm_epsilon=0).layer_norm_epsilon == 0
+
+
 @pytest.mark.parametrize("n_embd", (6, np.int64(6)))
 def test_the_mlp_is_four_times_as_wide_unless_said_otherwise(n_embd):
     assert Config(5, 7, n_embd, 3, 2).n_inner == 24
@@ -725,18 +760,30 @@ def test_a_configuration_does_not_change():
 
 
 @pytest.mark.parametrize(
-    "sizes, published",
+    "name, sizes, published",
     (
-        ((12, 768, 12), 124_439_808),
-        ((24, 1024, 16), 354_823_168),
-        ((36, 1280, 20), 774_030_080),
-        ((48, 1600, 25), 1_557_611_200),
+        ("124M", (12, 768, 12), 124_439_808),
+        ("355M", (24, 1024, 16), 354_823_168),
+        ("774M", (36, 1280, 20), 774_030_080),
+        ("1558M", (48, 1600, 25), 1_557_611_200),
     ),
 )
-def test_parameter_counts_of_the_four_published_models(sizes, published):
-    layers, width, heads = sizes
-    shapes = parameter_shapes(Config(50257, 1024, width, heads, layers))
-    assert sum(math.prod(shape) for shape in shapes.values()) == published
+def test_sizes_and_parameter_counts_of_the_four_published_models(name, sizes, published):
+    c = model_module.SIZES[name]
+    assert (c.n_layer, c.n_embd, c.n_head) == sizes
+    assert (c.n_vocab, c.n_ctx, c.n_inner) == (50_257, 1024, 4 * c.n_embd)
+    assert sum(math.prod(shape) for shape in parameter_shapes(c).values()) == published
+
+
+def test_what_a_model_is_unless_said_otherwise():
+    assert len(model_module.SIZES) == 4
+    assert defaults(Config) == {"n_inner": None, "layer_norm_epsilon": 1e-5}
+    assert defaults(parameter_shapes) == {"tied": True}
+    assert defaults(GPT2.cache) == {"batch": 1}
+    assert defaults(GPT2.forward) == {
+        "cache": None, "pads": None, "keep": "nothing", "only_last": False, "given": None,
+    }  # fmt: skip
+    assert defaults(model_module.Cache) == {"length": 0, "pads": None}
 
 
 def test_names_and_shapes_of_one_block():
@@ -772,6 +819,8 @@ def test_the_scales_of_random_parameters(dtype):
     params = init(FRESH, np.random.default_rng(1), dtype)
     assert {n: p.shape for n, p in params.items()} == parameter_shapes(FRESH)
     assert {p.dtype for p in params.values()} == {np.dtype(dtype)}
+    rng = np.random.default_rng(1)  # `init` draws them first
+    drawn = {n: rng.standard_normal(params[n].shape, dtype) for n in ("wte.weight", "wpe.weight")}
     expected = {
         "wte.weight": 0.02,
         "wpe.weight": 0.01,
@@ -784,6 +833,8 @@ def test_the_scales_of_random_parameters(dtype):
         values = np.concatenate([p.ravel() for n, p in params.items() if n.endswith(ending)])
         assert values.std() == pytest.approx(std, rel=0.02), ending
         assert abs(values.mean()) < 5 * std / values.size**0.5, ending
+    for name, numbers in drawn.items():  # exactly, but for rounding
+        assert gap(params[name], numbers * expected[name]) < 1e-6
     assert all((p == 0).all() for n, p in params.items() if n.endswith("bias"))
     assert all((p == 1).all() for n, p in params.items() if "ln_" in n and n.endswith("weight"))
 

@@ -286,17 +286,17 @@ def test_head_h_takes_the_columns_from_h_times_d():
     np.testing.assert_array_equal(ops.merge_heads(heads), x)
 
 
-def visible(pads=None, t=4, s=4):
+def visible(pads=None, t=4, s=4, d=4):
     rows = 1 if pads is None else len(pads)
-    q, k = np.ones((rows, 1, t, 4)), np.ones((rows, 1, s, 4))
+    q, k = np.ones((rows, 1, t, d)), np.ones((rows, 1, s, d))
     scores = ops.attention_scores(q, k, pads)
-    assert np.all((scores == HIDDEN) | (scores == 4 / 4**0.5))
+    assert np.all((scores == HIDDEN) | (scores == d / d**0.5))
     return (scores[:, 0] != HIDDEN).astype(int).tolist()
 
 
 def test_the_mask_counts_from_the_lower_right_corner():
     assert visible() == [[[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]]
-    assert visible(t=2, s=5) == [[[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]]
+    assert visible(t=2, s=5) == visible(t=2, s=5, d=1) == [[[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]]
     assert visible(t=1, s=3) == [[[1, 1, 1]]]
 
 
@@ -304,6 +304,7 @@ def test_no_token_sees_padding_and_padding_sees_itself():
     first, second = visible(np.array([0, 2]))
     assert first == visible()[0]
     assert second == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+    assert visible(np.array([3, 0]), t=1, s=4) == [[[0, 0, 0, 1]], [[1, 1, 1, 1]]]
     assert visible(np.array([3]), t=3, s=5) == [[[0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]]
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from golden import models
 from golden.models import SMALL, gap, token_ids
+from signatures import defaults
 
 from numpygpt import fast
 from numpygpt.model import GPT2, as_dtype
@@ -235,6 +236,13 @@ def test_short_gradients_are_left_alone(dtype):
         np.testing.assert_array_equal(g, before[name])
 
 
+def test_clipping_by_hand():
+    """As torch's clip_grad_norm_, which keeps a norm of 0 from being divided by with 1e-6."""
+    grads = {"w": np.array([3.0, 4.0])}
+    assert clip(grads, 1.0) == 5
+    np.testing.assert_allclose(grads["w"], np.array([3, 4]) / 5.000001, rtol=1e-15)
+
+
 def test_clipping_nothing():
     grads = {"w": np.zeros((2, 3))}
     assert clip(grads, 1.0) == 0
@@ -314,3 +322,7 @@ def test_a_schedule_of_one_step_after_the_warmup_ends_at_the_floor():
     rates = [warmup_cosine(step, 1.0, 0.25, warmup=2, steps=3) for step in range(5)]
     assert rates == [0.5, 1.0, 1.0, 0.25, 0.25]
     assert warmup_cosine(9, 1.0, 0.25, warmup=9, steps=9) == 1.0  # nothing left to come down in
+
+
+def test_what_adamw_does_unless_said_otherwise():
+    assert defaults(adamw) == {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}

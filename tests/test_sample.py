@@ -2,6 +2,8 @@
 
 import collections
 import math
+import random
+import types
 
 import numpy as np
 import pytest
@@ -9,12 +11,15 @@ from sampling import (
     N_CTX,
     PROMPTS,
     STORED,
+    Fixed,
     counting,
     run,
     stored_model,
     without_cache,
 )
+from signatures import defaults
 
+from numpygpt import fast, sample
 from numpygpt.draft import draft_model, prompt_lookup
 from numpygpt.model import GPT2, Config, init
 from numpygpt.sample import (
@@ -24,6 +29,7 @@ from numpygpt.sample import (
     generate,
     keep_top_k,
     keep_top_p,
+    penalise_repetition,
     probabilities,
 )
 
@@ -62,6 +68,8 @@ def test_a_worked_example():
     logits = np.log(np.array([1, 8, 3, 4]) / 16)
     np.testing.assert_allclose(probabilities(logits), np.array([1, 8, 3, 4]) / 16)
     np.testing.assert_allclose(probabilities(logits, 0.5), np.array([1, 64, 9, 16]) / 90)
+    roots = np.sqrt([1, 8, 3, 4])
+    np.testing.assert_allclose(probabilities(logits, 2), roots / roots.sum())
     np.testing.assert_allclose(probabilities(logits, top_k=2), np.array([0, 2, 0, 1]) / 3)
     # 8 alone is not 0.6; with 4 it is 0.75: the crossing token stays
     np.testing.assert_allclose(probabilities(logits, top_p=0.6), np.array([0, 2, 0, 1]) / 3)
@@ -115,6 +123,18 @@ def test_filters_keep_dtype_shape_and_their_argument(apply, dtype):
 def test_extreme_temperatures_and_logits(dtype, temperature):
     p = probabilities(np.array([3e38, -3e38, 1e3, -np.inf], dtype), temperature)
     assert p[3] == 0 and p[0] >= p[2] >= p[1] and math.isclose(p.sum(), 1, rel_tol=1e-6)
+
+
+def test_what_has_been_said_becomes_less_likely():
+    """Each id once, however often it occurs; a positive logit is divided, others multiplied."""
+    logits = np.array([[3.0, -3.0, 0.0, 2.0], [3.0, -3.0, 0.5, 2.0]])
+    found = penalise_repetition(logits, [[0, 1, 0, 2], [3]], 2.0)
+    np.testing.assert_array_equal(found, [[1.5, -6, 0, 2], [3, -3, 0.5, 1]])
+    follow = np.array([[4, 3, 1], [3, 4, 1], [1, 1, 6]]) / 8  # each id is followed by itself
+    for penalty, expected in ((1, [0, 0, 0, 0]), (0.5, [0, 0, 0, 0]), (2, [1, 1, 1, 1])):
+        model = Fixed(3, follow.__getitem__)
+        rows, _, _ = run(model, [0], 4, temperature=0, repetition_penalty=penalty)
+        assert rows == [expected], penalty
 
 
 # ---- draw ---------------------------------------------------------------------------------------
@@ -191,6 +211,12 @@ def test_the_smallest_contexts_slide(n_ctx):
     assert run(tiny, [4], 7, temperature=0, at_end="slide", draft=draft)[0] == rows[:1]
 
 
+def test_a_vocabulary_of_one_token():
+    config = Config(n_vocab=1, n_ctx=9, n_embd=6, n_head=2, n_layer=1)
+    tiny = GPT2(config, init(config, np.random.default_rng(3), np.float64))
+    assert run(tiny, [[0], [0, 0, 0]], 2)[0] == [[0, 0], [0, 0]]
+
+
 def test_long_prompts_are_read_in_pieces():
     config = Config(n_vocab=31, n_ctx=PREFILL + 45, n_embd=6, n_head=2, n_layer=1)
     params = init(config, np.random.default_rng(8), np.float64)
@@ -228,6 +254,53 @@ def test_arrays_and_lists_as_prompts(model):
     for prompts in (np.array([[5, 17], [2, 9]]), [np.array([5, 17], np.uint8), (2, 9)]):
         assert run(model, prompts, 3, temperature=0)[0] == expected
     assert run(model, np.array([5, 17]), 3, temperature=0)[0] == expected[:1]
+
+
+class Spied:
+    """A model that notes how many rows and tokens it reads, and how many caches it makes."""
+
+    def __init__(self, model):
+        self.model, self.config, self.read, self.caches = model, model.config, [], 0
+
+    def cache(self, batch=1):
+        self.caches += 1
+        return self.model.cache(batch)
+
+    def forward(self, tokens, cache, **settings):
+        self.read.append(tokens.shape)
+        return self.model.forward(tokens, cache, **settings)
+
+
+@pytest.mark.parametrize(
+    "prompts, settings, read, caches",
+    [
+        ([3], {}, [(1, 3)] + [(1, 1)] * 14, 1),
+        ([3], {"num_return_sequences": 2}, [(1, 3)] + [(2, 1)] * 14, 2),
+        ([3, 9], {}, [(2, 9)] + [(2, 1)] * 8 + [(1, 1)] * 6, 2),  # the second has no room left
+        ([9, 9], {}, [(2, 9)] + [(2, 1)] * 8, 1),
+        ([3], {"at_end": "slide"}, [(1, 3)] + [(1, 1)] * 14 + [(1, 7)] + [(1, 1)] * 5, 2),
+    ],
+)
+def test_no_id_is_read_twice_but_where_the_window_slides(model, prompts, settings, read, caches):
+    spied = Spied(model)
+    run(spied, [[7] * n for n in prompts], 20, temperature=0, **settings)
+    assert (spied.read, spied.caches) == (read, caches)
+
+
+def test_a_cache_of_some_rows_loses_the_padding_that_they_have_in_common(model):
+    windows = [[5, 17], [2, 9, 4, 8, 1], [3, 3, 3]]
+    cache, _ = sample.prefill(model, windows)
+    for rows, length, pads in (
+        ([0, 1], 5, [3, 0]), ([2, 0], 3, [0, 1]), ([0, 0], 2, None), ([1], 5, None),
+    ):  # fmt: skip
+        chosen = sample.select(model, cache, rows)
+        assert chosen.length == length
+        assert (None if chosen.pads is None else chosen.pads.tolist()) == pads
+        for place, row in enumerate(rows):
+            alone, _ = sample.prefill(model, [windows[row]])
+            for ours, theirs in zip(chosen.k + chosen.v, alone.k + alone.v, strict=True):
+                ours = ours[place, :, length - len(windows[row]) : length]
+                np.testing.assert_allclose(ours, theirs[0, :, : alone.length], rtol=1e-12)
 
 
 def test_nothing_is_asked_for(model):
@@ -275,6 +348,14 @@ def test_a_row_ends_with_what_completes_a_stop(stop, last):
     assert tokenizer.seen in (0, len(rows[0]))  # every id is decoded once
 
 
+def test_of_a_text_is_kept_what_a_stop_may_have_begun():
+    """A stop of 5 bytes may have begun with the last 4."""
+    ends, row = sample._stop_test(["yz\u20ac"], Bytes()), types.SimpleNamespace(tail=b"")
+    for i, tail in ((0, b"ab"), (1, b"abc"), (6, b"cxyz"), (2, b"yz\xe2\x82")):
+        assert not ends(row, i) and row.tail == tail
+    assert ends(row, 3)
+
+
 def test_rows_stop_one_by_one():
     settings = {"temperature": 0, "stop": ["xy", 11], "tokenizer": Bytes()}
     rows, reasons, steps = run(counting(), [[9], [11], [2, 2, 2]], 9, **settings)
@@ -304,7 +385,7 @@ def test_rows_stop_one_by_one():
         (TypeError, "ids, not text", {"prompts": "Once upon a time"}),
         (TypeError, "prompt 0 must be a list of ids", {"prompts": ["Once"]}),
         (TypeError, "prompt 0 must be a list of ids, not float64", {"prompts": [1.5]}),
-        (ValueError, "prompt 0 holds the id 31 at position 1: .* 0 to 30", {"prompts": [5, 31]}),
+        (ValueError, "prompt 0 holds the id 31 at position 1: .* 0 to 30", {"prompts": [0, 31]}),
         (ValueError, "prompt 1 holds the id -1", {"prompts": [[5], [4, 6, -1]]}),
         (ValueError, "n_ctx = 17: shorten it, or slide", {"prompts": [3] * 18}),
         (ValueError, 'at_end must be "stop" or "slide"', {"at_end": "wrap"}),
@@ -313,6 +394,14 @@ def test_rows_stop_one_by_one():
         (TypeError, "stop must hold ids and strings", {"stop": ""}),
         (TypeError, "stop must hold ids and strings", {"stop": None}),
         (TypeError, "rng must be a NumPy Generator", {"rng": 7}),
+        (TypeError, "rng must be a NumPy Generator", {"rng": random.Random(7)}),
+        (TypeError, "rng must be a NumPy Generator", {"rng": np.random.SeedSequence(7)}),
+        (TypeError, "temperature must be a number, not '1.0'", {"temperature": "1.0"}),
+        (TypeError, "temperature must be a number, not True", {"temperature": True}),
+        (TypeError, "top_p must be a number, not '0.5'", {"top_p": "0.5"}),
+        (TypeError, "top_p must be a number, not True", {"top_p": True}),
+        (ValueError, "repetition_penalty must be a positive number", {"repetition_penalty": 0}),
+        (ValueError, "repetition_penalty must be a", {"repetition_penalty": math.inf}),
         (ValueError, "serve one row, not 2", {"draft": prompt_lookup(), "num_return_sequences": 2}),
         (TypeError, "draft must be one of numpygpt.draft", {"draft": prompt_lookup}),
     ],
@@ -339,3 +428,25 @@ def test_a_broken_model_is_not_sampled_from(model, bad):
 def test_a_penalty_that_is_not_a_number(model, wrong):
     with pytest.raises(TypeError, match="repetition_penalty must be a number, not"):
         generate(model, [5], 2, repetition_penalty=wrong)
+
+
+def test_rows_that_do_not_fit_the_machine_are_refused(model, monkeypatch):
+    """Keys and values of 3 + 4 positions, 4 bytes each, and two numbers for each logit."""
+    one = 2 * 4 * (2 * 12 * 7) + 2 * 4 * 31
+    monkeypatch.setattr(fast, "machine_memory", lambda: 3 * one)
+    generate(model, PROMPTS[0], 4, num_return_sequences=3)
+    with pytest.raises(ValueError, match="4 texts at once take"):
+        generate(model, PROMPTS[0], 4, num_return_sequences=4)
+    with pytest.raises(ValueError, match="3 texts at once take"):
+        generate(model, PROMPTS[0], 5, num_return_sequences=3)
+    whole = 2 * 4 * (2 * 12 * N_CTX) + 2 * 4 * 31  # no cache is longer
+    monkeypatch.setattr(fast, "machine_memory", lambda: whole)
+    generate(model, PROMPTS[0], 400)
+
+
+def test_what_is_drawn_unless_said_otherwise():
+    assert defaults(generate) == {
+        "temperature": 1.0, "top_k": None, "top_p": None, "num_return_sequences": 1, "stop": (),
+        "rng": None, "tokenizer": None, "at_end": "stop", "repetition_penalty": 1.0, "draft": None,
+    }  # fmt: skip
+    assert defaults(probabilities) == {"temperature": 1.0, "top_k": None, "top_p": None}
