@@ -14,6 +14,7 @@ Sources: Sennrich et al. 2016 (byte-pair encoding); Radford et al. 2019, 2.2 (ov
 
 import codecs
 import heapq
+import math
 import re
 import warnings
 from collections import Counter, defaultdict
@@ -137,7 +138,7 @@ class Tokenizer:
         self.n_vocab = len(self.tokens)
         ids = {token: i for i, token in enumerate(self.tokens)}
         if len(ids) < self.n_vocab:
-            twice = Counter(self.tokens).most_common(1)[0][0]
+            twice = Counter(self.tokens).most_common()[0][0]
             raise ValueError(f"The token {twice!r} is in the vocabulary twice.")
         symbols = byte_symbols()
         if missing := symbols.values() - ids.keys():
@@ -319,7 +320,7 @@ class Tokenizer:
         for match in pattern.finditer(text):
             start, end = match.span()
             rule = self.rules[match[0]]
-            touched = WORD.match(text[start - 1 : start]) or WORD.match(text[end : end + 1])
+            touched = WORD.match(text[start - 1 : start]) or WORD.match(text, end)
             if rule.single_word and touched:
                 continue
             if rule.lstrip:
@@ -521,7 +522,7 @@ def tokens_spelling_themselves(byte_ids, ranks, made) -> set[int]:
     and a bc, the text abc ends as ab c. So take each token apart again, youngest symbol first, and
     ask of each two symbols that met at its seam whether an earlier merge would have joined them.
     """
-    born = dict.fromkeys(byte_ids, -1)  # id -> rank of the merge that makes it
+    born = dict.fromkeys(byte_ids, -math.inf)  # id -> rank of the merge that makes it
     parts, whole = {}, set(byte_ids)
     for pair, rank in ranks.items():
         new = made[rank]
@@ -534,7 +535,7 @@ def tokens_spelling_themselves(byte_ids, ranks, made) -> set[int]:
             # In "aaa" both pairs are a a, and the left one is merged: equal rank favours the left.
             from_left = born[left] > born[right]
             left, right = (parts[left][1], right) if from_left else (left, parts[right][0])
-            safe = ranks.get((left, right), until + 1) >= until + (not from_left)
+            safe = ranks.get((left, right), math.inf) >= until + (not from_left)
         if safe:
             whole.add(new)
     return whole

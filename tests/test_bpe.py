@@ -1,6 +1,7 @@
 """Text to ids and back: against tiktoken's and tokenizers' ids, and by properties."""
 
 import base64
+import dataclasses
 import doctest
 import gzip
 import hashlib
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from signatures import defaults
 
 from numpygpt import bpe
 from numpygpt.bpe import (
@@ -24,6 +26,7 @@ from numpygpt.bpe import (
     byte_symbols,
     merge,
     merge_long,
+    parse_merges,
     pre_tokens,
 )
 from numpygpt.plain import encode as encode_plainly
@@ -227,6 +230,29 @@ def test_a_token_that_nothing_makes_and_nobody_declares_is_text():
     assert tokenizer.unmade == ["<pad>", "Ġzz"]
     assert tokenizer.encode("<pad>") == [tokenizer.tokens.index(c) for c in "<pad>"]
     assert tokenizer.decode([256, 257]) == "<pad> zz"
+    foreign = Tokenizer([*byte_symbols().values(), "日本"], [], [])  # not spelled in byte symbols
+    assert foreign.decode([256]) == "日本"
+    special = Tokenizer([*byte_symbols().values(), "Ġzz"], [], ["Ġzz"])  # is what it says
+    assert special.decode([256]) == "Ġzz"
+
+
+def test_an_end_token_of_another_vocabulary_is_said_where_encode_is_called():
+    with pytest.warns(UserWarning, match="is read as plain text") as said:
+        small("a b").encode(f"ab{END_OF_TEXT}")
+    assert [warning.filename for warning in said] == [__file__]
+
+
+def test_what_a_tokenizer_does_unless_said_otherwise():
+    assert defaults(Special) == {
+        "lstrip": False, "rstrip": False, "single_word": False, "late": False, "hidden": True,
+    }  # fmt: skip
+    assert defaults(Tokenizer) == {
+        "special": (), "roles": None, "ends": None, "before": (), "prefix_space": False,
+        "words": True,
+    }  # fmt: skip
+    assert defaults(Tokenizer.encode) == {"allowed_special": (), "begins": True}
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Special("<s>").lstrip = True
 
 
 def test_surrogates(gpt2):
@@ -322,6 +348,14 @@ def test_the_cache_is_bounded(monkeypatch):
         assert size == tokenizer._cached <= 3000
         largest = max(largest, size)
     assert largest > 1000
+
+
+def test_a_full_cache_is_kept_and_an_overfull_one_is_not(monkeypatch):
+    for size, kept in ((18, ["ab"]), (17, [])):  # two characters, and 16 for the word
+        monkeypatch.setattr(bpe, "CACHE_SIZE", size)
+        tokenizer = small("a b")
+        assert list(tokenizer.encode("ab")) == [256]
+        assert list(tokenizer._cache) == kept and tokenizer._cached == 18 * len(kept)
 
 
 @pytest.mark.parametrize("text", [b"bytes", None, 3, ["a"], np.array("a")])
@@ -537,8 +571,20 @@ def test_what_cannot_be_learned():
         (["abc", "ab"], [("ab", "c"), ("a", "b")], "Merge 1 .* joins 'ab', which is neither"),
         (["ab"], [("a", "b"), ("b", "c")], "Merge 2 makes 'bc': not in the vocabulary"),
         (["ab"], [("a", "b"), ("a", "b")], "Merge 2 .* repeats an earlier one"),
+        (["ab"], [], r"'ab' \(id 256\) is neither a byte, nor made .* are merges missing"),
+        (["bc", "abc"], [("b", "c")], r"'abc' \(id 257\) is neither"),
+        (["ab", "abc"], [("a", "b")], r"'abc' \(id 257\) is neither"),
     ],
 )
 def test_what_does_not_fit_together_is_named(tokens, merges, words):
     with pytest.raises(ValueError, match=words):
         Tokenizer([*byte_symbols().values(), *tokens], merges)
+
+
+@pytest.mark.parametrize("version", ["", "#version: 0.2\n"])
+def test_a_file_of_merges_with_and_without_a_version(version):
+    assert parse_merges(f"{version}a b\nab c\n", "file") == [("a", "b"), ("ab", "c")]
+    line = 3 if version else 2
+    for wrong in ("abc", "a b c", " b", "a "):
+        with pytest.raises(ValueError, match=f"file, line {line}: expected two symbols"):
+            parse_merges(f"{version}a b\n{wrong}\nb c\n", "file")

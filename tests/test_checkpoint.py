@@ -3,14 +3,22 @@
 import dataclasses
 import json
 import shutil
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import numpygpt
+from numpygpt.bpe import Tokenizer
 from numpygpt.files import checkpoint, vocabulary
-from numpygpt.files.checkpoint import from_arrays, load_folder, official_name, save
+from numpygpt.files.checkpoint import (
+    check_vocabulary,
+    from_arrays,
+    load_folder,
+    official_name,
+    save,
+)
 from numpygpt.formats import CheckpointError, safetensors, tensorflow
 from numpygpt.model import GPT2, Config, as_dtype, parameter_shapes
 
@@ -157,6 +165,9 @@ def test_dtypes():
     )
     text = refusal(from_arrays, params | {"ln_f.bias": np.arange(6)}, CONFIG)
     assert "ln_f.bias is int64" in text
+    wide = np.arange(6, dtype=np.longdouble)
+    if wide.itemsize > 8:  # some systems have no wider numbers
+        assert "ln_f.bias is" in refusal(from_arrays, params | {"ln_f.bias": wide}, CONFIG)
 
 
 # ---- what does not fit is listed, all at once ----------------------------------------------------
@@ -230,13 +241,50 @@ def test_vocabularies_that_do_not_belong_together():
         assert f"its tokenizer has {n_vocab}" in text
 
 
+def test_up_to_1023_rows_may_be_padding():
+    config = dataclasses.replace(CONFIG, n_vocab=1025)
+    params = random_params(config)
+    assert from_arrays(params, config, 2).config.n_vocab == 2
+    assert "its tokenizer has 1:" in refusal(from_arrays, params, config, 1)
+    for n_vocab, fits in ((1025, True), (2, True), (1, False), (1026, False)):
+        tokenizer = types.SimpleNamespace(n_vocab=n_vocab, special={})
+        if fits:
+            check_vocabulary(1025, tokenizer, "a")
+        else:
+            assert "a is a model of 1,025 tokens" in refusal(check_vocabulary, 1025, tokenizer, "a")
+
+
+def test_special_tokens_may_be_added_to_the_tokenizer_alone():
+    """Those are an error when they are used; ordinary ones are another vocabulary."""
+    added = {"<a>": 1025, "<b>": 1026}
+    check_vocabulary(1025, types.SimpleNamespace(n_vocab=1027, special=added), "a")
+    one = types.SimpleNamespace(n_vocab=1028, special=added)
+    assert "its tokenizer has 1,028" in refusal(check_vocabulary, 1025, one, "a")
+
+
+def test_only_a_convolution_of_width_one_is_a_matrix():
+    params = random_params()
+    w = params.pop("h.0.attn.c_attn.weight")
+    theirs, ours = "model/h0/attn/c_attn/w", "h.0.attn.c_attn.weight"
+    model = from_arrays(params | {theirs: w[None]}, CONFIG)
+    np.testing.assert_array_equal(model.params[ours], w)
+    for name, array in ((theirs, np.stack([w, w])), (theirs, w[None, None]), (ours, w[None])):
+        shape = str(array.shape)
+        assert f"{ours} is {shape} where (6, 18) is" in refusal(
+            from_arrays, params | {name: array}, CONFIG
+        )
+
+
 @pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "module._orig_mod."])
-def test_what_a_wrapper_put_before_every_name_is_taken_off_and_said(wrapper):
+def test_what_a_wrapper_put_before_every_name_is_taken_off_and_said(wrapper, tmp_path):
     params = random_params()
     wrapped = {f"{wrapper}transformer.{name}": array for name, array in params.items()}
     with pytest.warns(UserWarning, match="is taken off the arrays' names"):
         model = from_arrays(wrapped, CONFIG)
     assert all(model.params[name] is params[name] for name in params)
+    with pytest.warns(UserWarning, match="is taken off") as said:
+        load_folder(folder_of(tmp_path, wrapped))
+    assert {warning.filename for warning in said} == {__file__}
     odd = {name if "wpe" in name else f"{wrapper}{name}": a for name, a in params.items()}
     assert f"27 names begin with {wrapper!r}" in refusal(from_arrays, odd, CONFIG)  # not before all
 
@@ -247,6 +295,8 @@ def test_names_that_differ_by_a_prefix_are_one_sentence():
         text = refusal(from_arrays, {f"{prefix}{name}": a for name, a in params.items()}, CONFIG)
         assert text.startswith(f"this dict: {len(params)} names begin with {prefix!r}, and without")
         assert f"name.removeprefix({prefix!r})" in text and len(text) < 250
+    one = {f"x.{name}" if name == "ln_f.bias" else name: a for name, a in params.items()}
+    assert "1 names begin with 'x.'" in refusal(from_arrays, one, CONFIG)
     some = {f"x.{name}" if "attn" in name else name: a for name, a in params.items()}
     assert "8 names begin with 'x.'" in refusal(from_arrays, some, CONFIG)
     others = {f"{i}.{name}": array for i, (name, array) in enumerate(params.items())}
@@ -436,6 +486,9 @@ def test_shards_hold_what_the_index_says(tmp_path):
     assert "missing: 'x'" in text
     text = refusal(load_folder, sharded(tmp_path / "empty", lambda m: m.clear()))
     assert "no weight_map" in text
+    index = tmp_path / "empty" / "model.safetensors.index.json"
+    index.write_text('{"weight_map": [1]}', encoding="utf-8")
+    assert "no weight_map" in refusal(load_folder, tmp_path / "empty")
 
 
 def test_absent_shards_are_all_named(tmp_path):
@@ -499,7 +552,11 @@ def test_a_changed_bit_is_refused_and_a_large_file_is_checked_once(
     save(GPT2(CONFIG, random_params()), tokenizer, tmp_path)
     load_folder(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == WRITTEN
-    monkeypatch.setattr(checkpoint, "LARGE", 1000)
+    size = path.stat().st_size
+    monkeypatch.setattr(checkpoint, "LARGE", size + 1)
+    load_folder(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == WRITTEN
+    monkeypatch.setattr(checkpoint, "LARGE", size)
     load_folder(tmp_path)
     checks = []
     with monkeypatch.context() as patch:
@@ -518,6 +575,20 @@ def test_sizes_from_numpy_can_be_saved(tmp_path, tokenizer):
     config = Config(*map(np.int64, (270, 11, 6, 3, 2, 10)), layer_norm_epsilon=np.float32(0.5))
     save(GPT2(config, random_params(config)), tokenizer, tmp_path)
     assert load_folder(tmp_path).config == config
+
+
+@pytest.mark.parametrize(("ends", "written"), [([269], 269), ([7, 269], [7, 269]), ([], None)])
+def test_the_ids_that_end_a_text_are_saved(tmp_path, tokenizer, ends, written):
+    others = Tokenizer(tokenizer.tokens, tokenizer.merges, tokenizer.special, ends=ends)
+    save(GPT2(CONFIG, random_params()), others, tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert fields["eos_token_id"] == written
+
+
+def test_a_path_in_a_line_for_the_shell_is_shown_as_it_is():
+    """But for what a shell would expand, and for quotes."""
+    assert checkpoint._literal("/a b/ç-1_2.bin: ") == "'/a b/ç-1_2.bin: '"
+    assert checkpoint._literal("$a'`\n") == r"'\U00000024a\U00000027\U00000060\U0000000a'"
 
 
 def test_half_precision(tmp_path, tokenizer):

@@ -145,15 +145,17 @@ def test_a_draft_model_goes_on_from_what_two_texts_share(model):
         return model.forward(tokens, cache, **settings)
 
     spied = types.SimpleNamespace(config=model.config, cache=model.cache, forward=forward)
-    draft, rng = draft_model(spied, 3), np.random.default_rng(0)
+    draft, rng, guessed = draft_model(spied, 3), np.random.default_rng(0), []
     for ids, expected in (
         ([5, 17, 2, 8], [4, 1, 1]),
         ([5, 17, 9, 8], [2, 1, 1]),  # two are known
         ([5, 17, 9, 8], [1, 1, 1]),  # the last is read for its logits
         ([5, 17], [1, 1, 1]),
         ([4, 17, 9, 8], [4, 1, 1]),
+        (None, [1, 1, 1]),  # all that was guessed was right
     ):
         read.clear()
+        ids = [4, 17, 9, 8, *guessed] if ids is None else ids
         guessed, q = draft.propose(ids, 99, greedy, rng)
         assert read == expected
         fresh, fresh_q = draft_model(model, 3).propose(ids, 99, greedy, rng)

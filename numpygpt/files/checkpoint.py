@@ -198,11 +198,12 @@ def _checked_shapes(arrays, config, tied, twice, source):
 
 def _prefix(missing, unknown):
     """What stands before all unknown names, if they are the missing ones but for that."""
-    for name in missing[:1]:
-        for prefix in {n.removesuffix(name) for n in unknown if n.endswith(name)}:
-            bare = {official_name(n.removeprefix(prefix)) for n in unknown if n.startswith(prefix)}
-            if prefix and len(bare) == len(unknown) and set(missing) <= bare:
-                return prefix
+    if not missing:
+        return None
+    for prefix in {n.removesuffix(missing[0]) for n in unknown if n.endswith(missing[0])}:
+        bare = {official_name(n.removeprefix(prefix)) for n in unknown if n.startswith(prefix)}
+        if prefix and len(bare) == len(unknown) and set(missing) <= bare:
+            return prefix
     return None
 
 
@@ -238,7 +239,8 @@ def raise_all(what, faults):
 def one_dtype(params, source):
     """All float64 if any is, all float32 otherwise; what is so already is not copied."""
     kinds = {name: array.dtype for name, array in params.items()}
-    foreign = [f"{n} is {d}" for n, d in kinds.items() if d.kind != "f" or d.itemsize > 8]
+    sizes = (2, 4, 8)  # bytes
+    foreign = [f"{n} is {d}" for n, d in kinds.items() if d.kind != "f" or d.itemsize not in sizes]
     raise_all(f"{source} should hold floating-point numbers", {"of another kind": foreign})
     dtype = np.float64 if any(d.itemsize == 8 for d in kinds.values()) else np.float32
     return {name: np.asarray(array, dtype) for name, array in params.items()}
@@ -477,9 +479,7 @@ def _narrow(params, dtype):
     for name, array in params.items():
         with np.errstate(over="ignore"):
             narrow[name] = np.asarray(array, dtype)
-        if array.dtype.itemsize > dtype.itemsize and np.any(
-            np.isinf(narrow[name]) & ~np.isinf(array)
-        ):
+        if array.dtype != dtype and np.any(np.isinf(narrow[name]) & ~np.isinf(array)):
             raise ValueError(f"{name} has numbers beyond the range of {dtype}: save a wider dtype")
     return narrow
 
