@@ -34,6 +34,7 @@ def figure(columns: int = 1, width: float = 6.0, height: float = 3.6, rows: int 
 
 
 def _png(fig):
+    fig.draw_without_rendering()  # the layout knows the sizes of all texts from the second time on
     data = io.BytesIO()
     fig.savefig(data, format="png", dpi=90)  # sharp enough on a page, and a third of the bytes
     return data.getvalue()
@@ -42,6 +43,7 @@ def _png(fig):
 def save(fig, path) -> None:
     """Write the figure; the format is that of the path's ending, PNG or SVG for instance."""
     kind = os.path.splitext(path)[1].removeprefix(".").lower() or "png"
+    fig.draw_without_rendering()  # as for a notebook
     with writing(path, binary=True) as file:
         fig.savefig(file, format=kind)
 
@@ -182,7 +184,7 @@ def next_tokens(ax, probabilities, labels):
     ax.bar_label(bars, [f"{share:.1%}" for share in shares], padding=3, fontsize=8)
     ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
-    ax.set_xlim(0, 1.15 * shares.max())
+    ax.set_xlim(0, 1.3 * shares.max())  # room for the numbers
     ax.set_xlabel("probability of being the next token")
     ax.set_ylabel(_key("next token\n", labels))
     return ax
