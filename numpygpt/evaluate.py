@@ -292,7 +292,7 @@ def score(model, rows, banned=None) -> list[Scored]:
 
 def _scored(logits, ids, banned):
     total = float(nats(logits[None], [ids]).sum())
-    best = (logits if banned is None else np.where(banned, -np.inf, logits)).argmax(-1)
+    best = (logits if banned is None else np.where(banned, -np.inf, logits)).argmax(1)
     return Scored(total, len(ids), bool((best == ids).all()))
 
 

@@ -77,10 +77,10 @@ def train(model, batches, settings: Settings, state: optim.AdamState):
     """
     s = settings
     with fast.kept_memory():
-        for batch in itertools.islice(batches, max(0, s.steps - state.step)):
+        for tokens, targets, mask in itertools.islice(batches, max(0, s.steps - state.step)):
             start = time.perf_counter()
             with np.errstate(all="ignore"):  # what overflows makes the loss or the norm no number
-                loss, grads = model.loss_and_grads(*batch)
+                loss, grads = model.loss_and_grads(tokens, targets, mask)
             lr = optim.warmup_cosine(state.step, s.lr, s.floor, s.warmup, s.steps)
             norm = optim.clip(grads, s.clip)
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -93,8 +93,8 @@ def train(model, batches, settings: Settings, state: optim.AdamState):
             )
             del grads  # not to be kept beside those of the next step
             seconds = max(time.perf_counter() - start, 1e-6)  # a clock may stand still
-            tokens = batch[0].size
-            yield Step(state.step, float(loss), lr, norm, tokens, tokens / seconds)
+            count = tokens.size
+            yield Step(state.step, float(loss), lr, norm, count, count / seconds)
 
 
 def skip(batches, steps: int):

@@ -236,6 +236,23 @@ def test_induction_of_a_model_that_only_copies():
         assert analyze.induction(Copier(), length, rng=rng, first=49)[1].shape == (2 * length,)
 
 
+def test_induction_shows_the_same_random_tokens_twice():
+    shown = []
+
+    class Noting(Copier):
+        def forward(self, tokens, keep):
+            shown.append(tokens)
+            return super().forward(tokens, keep)
+
+    for first, start in ((None, 0), (49, 1)):
+        shown.clear()
+        analyze.induction(Noting(), 6, 300, rng=np.random.default_rng(4), first=first)
+        (tokens,) = shown
+        assert tokens.shape == (300, start + 12) and (tokens[:, :start] == 49).all()
+        np.testing.assert_array_equal(tokens[:, start : start + 6], tokens[:, start + 6 :])
+        assert set(tokens[:, start:].ravel()) == set(range(50))  # every id may come
+
+
 def test_an_untrained_model_has_no_induction():
     gpt = model.GPT2(SMALL, model.init(SMALL, np.random.default_rng(0), np.float64))
     scores, nats = analyze.induction(gpt, 5, 50, rng=np.random.default_rng(1))
@@ -347,6 +364,12 @@ def test_likeliest_and_surprise():
     nats, entropy = analyze.surprise(logits, [0, 1, 2])
     np.testing.assert_allclose(nats, [math.log(4), -math.log(0.7)])
     np.testing.assert_allclose(entropy[0], 1.5 * math.log(2))
+
+
+def test_shares_of_two_directions_by_hand():
+    found, shares = analyze.principal([[3, 0], [-3, 0], [0, 1], [0, -1]])
+    np.testing.assert_allclose(shares, [0.9, 0.1])  # 18 and 2 of 20
+    np.testing.assert_allclose(found, [[3, 0], [-3, 0], [0, 1], [0, -1]], atol=1e-12)
 
 
 def test_principal_directions_of_points_on_a_line():

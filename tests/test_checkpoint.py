@@ -409,6 +409,8 @@ def test_folders_that_are_none(tmp_path):
     assert "not saved to the end" in refusal(load_folder, tmp_path)
     shutil.copy(CASES / "prefix" / "config.json", tmp_path)
     assert "holds no weights" in refusal(load_folder, tmp_path)
+    (tmp_path / "training_args.bin").write_bytes(b"a pickle, but not of weights")
+    assert "holds no weights" in refusal(load_folder, tmp_path)
     assert "name its folder" in refusal(load_folder, tmp_path / "config.json")
 
 

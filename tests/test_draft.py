@@ -39,6 +39,11 @@ def test_a_rejected_draft_worked_by_hand():
     np.testing.assert_array_equal(residual(P[0], P[0]), P[0])
 
 
+def test_what_cannot_be_is_not_accepted_even_of_a_draw_of_zero():
+    zero = types.SimpleNamespace(random=lambda: 0.0)
+    assert verify(P[:2], [2], None, zero) == [0]
+
+
 def test_acceptance_and_residual_give_back_p():
     rng = np.random.default_rng(17)
     for _ in range(100):
@@ -153,6 +158,8 @@ def test_a_draft_model_goes_on_from_what_two_texts_share(model):
         ([5, 17], [1, 1, 1]),
         ([4, 17, 9, 8], [4, 1, 1]),
         (None, [1, 1, 1]),  # all that was guessed was right
+        (list(range(14)), [14, 1, 1]),  # with three guesses that is its whole context
+        (list(range(15)), [8, 1, 1]),  # half of it: there was no room for three
     ):
         read.clear()
         ids = [4, 17, 9, 8, *guessed] if ids is None else ids

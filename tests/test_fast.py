@@ -145,7 +145,7 @@ def test_the_variable_says_how_many_threads(monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
 def test_else_it_is_the_cores_that_the_process_may_use(monkeypatch):
     monkeypatch.delenv("NUMPYGPT_THREADS", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3, 5})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0: {0, 3, 5}}[process])
     monkeypatch.setattr(fast, "_quota", lambda: math.inf)
     assert fast.threads() == 3
     monkeypatch.setattr(fast, "_quota", lambda: 2)

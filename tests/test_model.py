@@ -311,8 +311,31 @@ def test_the_record_holds_the_scores_of_all_queries_in_one_array():
     assert gap(spied.forward(tokens)[0], logits) < 1e-14
     assert taken == [(64, 64), (64, 128), (2, 130)] * 3
     taken.clear()
+    spied.backward(np.ones_like(logits), acts)
+    assert taken == [(64, 64), (64, 128), (2, 130)] * 3
+    taken.clear()
     spied.forward(tokens, given={})
     assert taken == [(130, 130)] * 3
+
+
+def test_heads_go_together_where_scores_are_recorded_or_operations_are_not_ours(monkeypatch):
+    together = []
+
+    def heads(q, k, whole):
+        together.append(whole)
+        return [slice(0, q.shape[1])]
+
+    monkeypatch.setattr(model_module.fast, "heads", heads)
+    foreign = with_ops(small(), gelu=lambda x: ops.gelu(x))
+    for model, keep, expected in (
+        (small(), "backward", False), (small(), "everything", True), (foreign, "backward", True),
+    ):  # fmt: skip
+        together.clear()
+        logits, acts = model.forward([[1, 2, 3]], keep=keep)
+        assert together == [expected] * 3
+        if keep == "backward":
+            model.backward(np.ones_like(logits), acts)
+            assert together == [expected] * 6
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -545,7 +568,7 @@ def test_one_position_more_is_refused_whole_and_through_the_cache():
 @pytest.mark.parametrize(
     "tokens, error, words",
     (
-        ([[1, 2], [3, 61]], ValueError, "id 61 in row 1, column 1: the vocabulary has ids 0 to 60"),
+        ([[0, 2], [3, 61]], ValueError, "id 61 in row 1, column 1: the vocabulary has ids 0 to 60"),
         ([[1, 2, -1]], ValueError, "id -1 in row 0, column 2"),
         ([1.0, 2.0], TypeError, "tokens must be integers, not float64"),
         ([True, False], TypeError, "tokens must be integers, not bool"),
@@ -611,6 +634,12 @@ def test_other_pads_than_the_cache_began_with_are_refused():
 def test_a_cache_of_another_batch_is_refused():
     with pytest.raises(ValueError, match="the cache holds 3 rows, but tokens have 2"):
         small().forward([[1], [2]], small().cache(3))
+
+
+def test_a_cache_of_another_model_is_refused():
+    for other in (long(), small("float64")):
+        with pytest.raises(ValueError, match="the cache is another model's"):
+            small().forward([[1, 2]], other.cache())
 
 
 def test_a_misspelt_keep_is_refused():
@@ -819,8 +848,6 @@ def test_the_scales_of_random_parameters(dtype):
     params = init(FRESH, np.random.default_rng(1), dtype)
     assert {n: p.shape for n, p in params.items()} == parameter_shapes(FRESH)
     assert {p.dtype for p in params.values()} == {np.dtype(dtype)}
-    rng = np.random.default_rng(1)  # `init` draws them first
-    drawn = {n: rng.standard_normal(params[n].shape, dtype) for n in ("wte.weight", "wpe.weight")}
     expected = {
         "wte.weight": 0.02,
         "wpe.weight": 0.01,
@@ -829,12 +856,15 @@ def test_the_scales_of_random_parameters(dtype):
         "mlp.c_fc.weight": 0.02,
         "mlp.c_proj.weight": 0.02 / 12**0.5,
     }
+    rng = np.random.default_rng(1)
+    for name, p in params.items():  # each is a standard normal number times its scale
+        for ending, std in expected.items():
+            if name.endswith(ending):
+                assert gap(p, rng.standard_normal(p.shape, dtype) * std) < 1e-6, name
     for ending, std in expected.items():
         values = np.concatenate([p.ravel() for n, p in params.items() if n.endswith(ending)])
         assert values.std() == pytest.approx(std, rel=0.02), ending
         assert abs(values.mean()) < 5 * std / values.size**0.5, ending
-    for name, numbers in drawn.items():  # exactly, but for rounding
-        assert gap(params[name], numbers * expected[name]) < 1e-6
     assert all((p == 0).all() for n, p in params.items() if n.endswith("bias"))
     assert all((p == 1).all() for n, p in params.items() if "ln_" in n and n.endswith("weight"))
 

@@ -103,6 +103,19 @@ def test_top_p_is_the_smallest_set_that_holds_p(spread):
         assert p == 1 or kept[1:].sum() < p * weights.sum()
 
 
+def test_top_p_of_one_keeps_what_the_rounded_sum_does_not_need():
+    logits = np.array([0.0, -50, -60])  # 1 + exp(-50) is 1
+    np.testing.assert_array_equal(keep_top_p(logits, 1), logits)
+    np.testing.assert_array_equal(probabilities(logits, top_p=1), probabilities(logits))
+
+
+def test_top_p_of_one_large_and_many_small():
+    """900 and a thousand times 0.1: 0.99 of 1,000 are the large one and 900 of the small."""
+    logits = np.log(np.append(np.full(1000, 0.1), 900))
+    assert (keep_top_p(logits, 0.98995) > -np.inf).sum() == 1 + 900
+    assert (keep_top_p(logits + 1000, 0.98995) > -np.inf).sum() == 1 + 900  # exp(1000) is too large
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     "apply",
@@ -128,8 +141,8 @@ def test_extreme_temperatures_and_logits(dtype, temperature):
 def test_what_has_been_said_becomes_less_likely():
     """Each id once, however often it occurs; a positive logit is divided, others multiplied."""
     logits = np.array([[3.0, -3.0, 0.0, 2.0], [3.0, -3.0, 0.5, 2.0]])
-    found = penalise_repetition(logits, [[0, 1, 0, 2], [3]], 2.0)
-    np.testing.assert_array_equal(found, [[1.5, -6, 0, 2], [3, -3, 0.5, 1]])
+    found = penalise_repetition(logits, [[0, 1, 0, 2], [2, 3]], 2.0)
+    np.testing.assert_array_equal(found, [[1.5, -6, 0, 2], [3, -3, 0.25, 1]])
     follow = np.array([[4, 3, 1], [3, 4, 1], [1, 1, 6]]) / 8  # each id is followed by itself
     for penalty, expected in ((1, [0, 0, 0, 0]), (0.5, [0, 0, 0, 0]), (2, [1, 1, 1, 1])):
         model = Fixed(3, follow.__getitem__)
@@ -267,8 +280,9 @@ class Spied:
         return self.model.cache(batch)
 
     def forward(self, tokens, cache, **settings):
+        assert settings.pop("only_last")  # no other logits are asked for
         self.read.append(tokens.shape)
-        return self.model.forward(tokens, cache, **settings)
+        return self.model.forward(tokens, cache, only_last=True, **settings)
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,10 @@ def test_a_run_with_other_settings_or_another_model_is_refused(tmp_path):
     [
         {"lr": float("nan")},
         {"lr": 0},
+        {"lr": float("inf")},
+        {"floor": float("inf")},
+        {"weight_decay": -0.1},
+        {"beta2": -0.1},
         {"clip": -1},
         {"beta1": 1},
         {"batch": 0},
@@ -85,6 +89,33 @@ def test_a_run_with_other_settings_or_another_model_is_refused(tmp_path):
 def test_settings_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         train.Settings(**({"steps": 5} | wrong))
+
+
+def test_settings_at_their_borders_are_allowed():
+    least = {"steps": 1, "batch": 1, "lr": 1e-9, "clip": 1e-9, "floor": 0, "warmup": 0}
+    assert train.Settings(**least, weight_decay=0, beta1=0, beta2=0, seed=0).steps == 1
+
+
+def test_settings_and_steps_do_not_change():
+    for one, name in ((SETTINGS, "lr"), (train.Step(1, 2.0, 0.1, 1.0, 64, 9.0), "loss")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(one, name, 0)
+
+
+@pytest.mark.parametrize(("clock", "rate"), [([5.0, 7.0], 64 / 2), ([5.0, 5.0], 64 / 1e-6)])
+def test_tokens_per_second_also_where_a_clock_stands_still(clock, rate, monkeypatch):
+    gpt, batches, state = new_run()
+    times = iter(clock)
+    monkeypatch.setattr(train.time, "perf_counter", lambda: next(times))
+    step = next(train.train(gpt, batches, SETTINGS, state))
+    assert step.tokens == 4 * 16 and step.tokens_per_second == pytest.approx(rate, rel=1e-12)
+
+
+def test_a_run_that_is_at_its_end_takes_no_step():
+    gpt, batches, state = new_run()
+    for taken in (30, 31):
+        state.step = taken
+        assert list(train.train(gpt, batches, SETTINGS, state)) == []
 
 
 def test_a_log_of_something_else_is_refused(tmp_path):

@@ -217,7 +217,7 @@ def surprise(logits, tokens):
     logits, tokens = np.asarray(logits)[:-1], np.asarray(tokens)[1:]
     each = evaluate.nats(logits[None], tokens[None])[0]
     log_p = ops.log_softmax(logits.astype(np.float64))
-    return each, -(np.exp(log_p) * log_p).sum(-1)
+    return each, -(np.exp(log_p) * log_p).sum(1)
 
 
 def principal(vectors, count: int = 2):
@@ -236,7 +236,7 @@ def principal(vectors, count: int = 2):
 def cosines(vectors):
     """The cosine of the angle between each two of the vectors (N, C) -> (N, N)."""
     x = np.asarray(vectors, np.float64)
-    x = x / np.maximum(np.sqrt((x * x).sum(-1, keepdims=True)), np.finfo(np.float64).tiny)
+    x = x / np.maximum(np.sqrt((x * x).sum(1, keepdims=True)), np.finfo(np.float64).tiny)
     return x @ x.T
 
 
@@ -325,7 +325,7 @@ def induction(model, length: int = 50, rows: int = 4, *, rng: np.random.Generato
             f"length must be 2 to {fits}, not {length}: twice as many tokens go into the context "
             f"of {model.config.n_ctx}"
         )
-    once = rng.integers(0, model.config.n_vocab, (rows, length))
+    once = rng.integers(model.config.n_vocab, size=(rows, length))
     tokens = np.concatenate([np.tile(before, (rows, 1)), once, once], 1).astype(np.int64)
     with np.errstate(all="ignore"):  # of damaged weights; `nats` refuses what comes of them
         logits, acts = model.forward(tokens, keep="everything")
