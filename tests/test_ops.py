@@ -321,7 +321,26 @@ def test_cross_entropy_is_the_mean_over_the_mask():
         assert ops.cross_entropy(logits, targets, mask) == pytest.approx(expected, rel=1e-15)
 
 
-@pytest.mark.parametrize("op", (ops.cross_entropy, lambda *a: ops.cross_entropy_backward(1.0, *a)))
+LOSSES = ops.cross_entropy, lambda *a: ops.cross_entropy_backward(1.0, *a)
+
+
+@pytest.mark.parametrize("op", LOSSES)
+@pytest.mark.parametrize("targets", ([[-1, 3]], [[0, 5]]))
+def test_targets_outside_the_vocabulary_are_refused(op, targets):
+    low, high = min(targets[0]), max(targets[0])
+    with pytest.raises(
+        ValueError, match=f"between {low} and {high}, but the logits are for ids 0 to"
+    ):
+        op(normal(41, 1, 2, 5), np.array(targets))
+    op(normal(41, 1, 2, 5), np.array([[0, 4]]))
+
+
+@pytest.mark.parametrize("op", LOSSES)
+def test_in_a_vocabulary_of_one_token_nothing_is_left_to_predict(op):
+    assert not op(normal(41, 1, 2, 1), np.array([[0, -100]]), np.array([[1, 0]])).any()
+
+
+@pytest.mark.parametrize("op", LOSSES)
 def test_a_mask_of_zeros_is_refused(op):
     with pytest.raises(ValueError, match="mask is 0 everywhere"):
         op(normal(41, 1, 2, 5), np.zeros((1, 2), int), np.zeros((1, 2)))

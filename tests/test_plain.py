@@ -9,13 +9,16 @@ import math
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 from golden import models
 from golden.models import gap
+from signatures import defaults
 
+import numpygpt
 from numpygpt import ops, optim, plain, sample
 from numpygpt.bpe import Tokenizer
 from numpygpt.model import GPT2, as_dtype
@@ -143,6 +146,13 @@ def test_a_step_of_adamw_is_that_of_optim(dtype):
     assert all(not z.any() for z in zeros.values())  # nothing is changed in place
 
 
+def test_what_is_done_unless_said_otherwise():
+    adamw = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
+    assert defaults(plain.adamw) == defaults(optim.adamw) == adamw
+    assert defaults(plain.generate) == {"temperature": 0.0, "k": None, "p": None, "rng": None}
+    assert defaults(plain.layer_norm) == defaults(plain.layer_norm_backward) == {"eps": 1e-5}
+
+
 def test_training_on_one_batch_lowers_its_loss():
     params = model("float32").params
     tokens = models.token_ids(7, (2, 13), CONFIG.n_vocab)
@@ -184,6 +194,8 @@ def test_filters_worked_by_hand():
     np.testing.assert_array_equal(plain.top_p(logits, 0.6) > hidden, [0, 1, 0, 1])
     np.testing.assert_array_equal(plain.top_p(logits, 1e-9) > hidden, [0, 1, 0, 0])
     np.testing.assert_array_equal(plain.top_p(logits, 1.0), logits)
+    # two of four equals hold exactly 0.5: a third is not needed
+    np.testing.assert_array_equal(plain.top_p(np.ones(4), 0.5) > hidden, [1, 1, 0, 0])
 
 
 SETTINGS = [
@@ -283,6 +295,13 @@ def test_it_runs_on_the_bundled_model(prompt):
     begin = prompt[0] if prompt else "Once upon a time"
     assert ran.stdout.startswith(begin) and len(ran.stdout) > len(begin) + 40
     assert ran.stderr == ""
+    # 40 tokens more, as the package draws them at temperature 0.8 from the 40 likeliest
+    model, tokenizer = numpygpt.load("stories")
+    ids, rng = tokenizer.encode(begin), np.random.default_rng(0)
+    itself = types.SimpleNamespace(random=rng.random, spawn=lambda rows: [rng])
+    for ((i,),) in sample.generate(model, ids, 40, temperature=0.8, top_k=40, rng=itself):
+        ids.append(i)
+    assert ran.stdout == tokenizer.decode(ids) + "\n"
 
 
 def test_the_pitfalls_are_told():
