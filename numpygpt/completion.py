@@ -99,14 +99,14 @@ def stream(
 ) -> Iterator[list[str]]:
     """The same texts as they are made: at every step the new piece of each, "" where there is none.
 
-    A piece comes as soon as it is certain: held back are halves of a character, and what may turn
+    A piece comes as soon as it is certain: halves of a character are held back, and what may turn
     out to be the beginning of a stop string. Special tokens are not shown.
 
     seed: an integer that fixes what is drawn, or rng: a Generator. Without either, every call draws
         anew.
     long_prompts: what to do with a prompt that leaves no room in n_ctx. "error": refuse one longer
-        than n_ctx. "keep_end": read its last ids alone, so many that max_new_tokens fit. "slide":
-        forget the oldest ids as often as necessary (`at_end="slide"` of `generate`).
+        than n_ctx. "keep_end": read only its last ids, as many as leave room for max_new_tokens.
+        "slide": forget the oldest ids as often as necessary (`at_end="slide"` of `generate`).
 
     Returns (the generator's value) an `Ended` for each text. Raises as `generate`.
     """

@@ -347,7 +347,7 @@ def tiles(rows: int, width: int = 1) -> list[slice]:
 def by_rows(formula):
     """A formula that treats every row alike, applied to tiles of rows that threads share.
 
-    Cut are the first argument, (..., N), and every other array that has as many rows. Of several
+    The first argument, (..., N), is cut, and every other array that has as many rows. Of several
     results the first has rows, too; the others are sums over the rows and are added up.
     """
     signature = inspect.signature(formula)

@@ -208,10 +208,12 @@ def merge_heads(x):
 
 # Each of the two is a rearrangement, so its backward is the other one.
 def split_heads_backward(dy, x, n_head):
+    """dx = dy with its heads side by side again: (B, H, T, D) -> (B, T, C)."""
     return merge_heads(dy)
 
 
 def merge_heads_backward(dy, x):
+    """dx = dy cut into heads again: (B, T, C) -> (B, H, T, D)."""
     return split_heads(dy, x.shape[1])
 
 

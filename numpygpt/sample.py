@@ -25,7 +25,7 @@ def apply_temperature(logits, temperature: float):
 
     Subtracting the maximum changes no probability and keeps a tiny temperature from overflowing.
     """
-    smallest = float(np.finfo(logits.dtype).tiny)  # less would round to 0, and 1 / 0 is no number
+    smallest = float(np.finfo(logits.dtype).tiny)  # less would round to 0
     with np.errstate(over="ignore"):  # to -inf, which is right: probability 0
         return (logits - logits.max(-1, keepdims=True)) / max(temperature, smallest)
 
@@ -359,12 +359,14 @@ def refuse_names(function, names):
 
 
 def check_penalty(penalty):
+    """Raises TypeError or ValueError for what is not a positive number."""
     _check_number("repetition_penalty", penalty)
     if not 0 < penalty < math.inf:
         raise ValueError(f"repetition_penalty must be a positive number, not {penalty!r}")
 
 
 def check_count(name, value, least):
+    """Raises TypeError for what is not an integer, ValueError where it is below `least`."""
     if not _is_int(value):
         raise TypeError(f"{name} must be an integer, not {value!r}")
     if value < least:
@@ -372,6 +374,7 @@ def check_count(name, value, least):
 
 
 def check_logits(logits):
+    """Raises FloatingPointError where the largest of a row (..., V) is NaN or infinite."""
     if not np.isfinite(logits.max(-1)).all():  # one NaN makes the maximum NaN
         raise FloatingPointError(
             "the model returned logits that are not numbers: its weights or an operation are broken"

@@ -128,6 +128,21 @@ def test_importing_the_package_opens_no_door():
     assert ran.stdout.split() == []
 
 
+def public(body, inside=""):
+    """(name, node) of the functions and classes that others may use, methods included."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield inside + node.name, node
+            if isinstance(node, ast.ClassDef):
+                yield from public(node.body, f"{node.name}.")
+
+
+@pytest.mark.parametrize("name", sorted(files()))
+def test_whatever_is_public_says_what_it_does(name):
+    tree = ast.parse(files()[name].read_text(encoding="utf-8"))
+    assert [n for n, node in public(tree.body) if not ast.get_docstring(node)] == []
+
+
 def test_classes_inherit_from_errors_and_named_tuples_alone():
     for path in files().values():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

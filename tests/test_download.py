@@ -479,7 +479,7 @@ def test_a_server_without_if_range_is_found_out(get, server, offer, tmp_path):
     ("fault", "words"),
     [
         (status(416), "shorter than what we have of it (416)"),
-        (body(BIG[9:], 206), "sends another piece than was asked for"),
+        (body(BIG[9:], 206), "sends a different piece from the one that was asked for"),
         (body(BIG[9:], 206, Content_Range="bytes 9-100002/100003"), "sends another piece"),
     ],
 )

@@ -118,7 +118,7 @@ DEEP = "[" * 100_000
 def test_json_nested_without_end_is_an_error_in_words_in_every_reader(write, tmp_path):
     with pytest.raises(CheckpointError, match="is not a JSON file"):
         text.read_json(write(DEEP))
-    with pytest.raises(ValueError, match="is no log of a run"):
+    with pytest.raises(ValueError, match="is not the log of a run"):
         run.open_log(write(DEEP + "}\n"), 3)
     with pytest.raises(ValueError, match="is not JSON"):
         comparing._map(write(DEEP))
@@ -136,7 +136,7 @@ def test_what_is_not_one_json_object_is_refused(write, content):
 
 
 def test_a_file_without_lines_is_refused(write):
-    with pytest.raises(ValueError, match="holds no line: it takes JSON objects with text"):
+    with pytest.raises(ValueError, match="has no lines: it takes JSON objects with text"):
         text.json_lines(write("\n \n"), text.LAMBADA)
 
 

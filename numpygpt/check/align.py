@@ -57,7 +57,7 @@ NAMES = {
     " transformer norm last_hidden_state",
     "logits": "lm_head unembed result_output out_head unembed.hook_out lm_head.MatMul",
 }
-# What a port may write down that is no entry: recognised by name, or by value (see `neighbours`).
+# What a port may write down that is not an entry, recognised by name; by value: `neighbours`.
 KNOWN_NEIGHBOURS = "kq-{i} wqkv-{i} ffn_up-{i} ffn_down-{i} probs losses ln1_mean ln1_rstd"
 STACKED = {e.llm_c for e in BLOCK if e.llm_c} | {"hidden_states", "attentions"}
 STACKED |= {"ln1_mean", "ln1_rstd", "ln2_mean", "ln2_rstd"}
@@ -242,8 +242,8 @@ def align(theirs: dict, ours: dict, model=None, names=None, replayed=None) -> Al
     """Their arrays under our names and in our layout.
 
     ours: our record of the same run, which tells the shapes. model: for norms that were written
-    before their gain, and for what is no entry. names: their name -> ours, or None for what is to
-    be left out; it goes before everything else. replayed: given entries -> our record with these
+    before their gain, and for what is not an entry. names: their name -> ours, or None for what is
+    to be left out; it goes before everything else. replayed: given entries -> our record with these
     in the place of what was computed, for what comes after a mistake.
     Raises ValueError where `names` has a name that is not there, or an array does not fit it.
     """
@@ -601,7 +601,7 @@ def _order(found, ours):
     found.copies.sort(key=lambda copy: list(ours).index(copy[0]))
 
 
-# ---- what is no entry ---------------------------------------------------------------------------
+# ---- what is not an entry -----------------------------------------------------------------------
 
 
 def _recognise(tries, ours, found, model, replayed):

@@ -103,10 +103,12 @@ class Limits:
         self.bandwidth, self.peak = self.size / best_read, self.flops / best_product
 
     def read(self):
+        """All weights once, through products with one row: `size` bytes."""
         for x, w in self.pairs:
             x @ w
 
     def multiply(self):
+        """One large matrix product: `flops` operations."""
         self.square @ self.square
 
     def seconds(self, size: float = 0, flops: float = 0) -> float:
@@ -374,6 +376,7 @@ def weight_bytes(model) -> int:
 
 
 def cache_bytes(model) -> int:
+    """Bytes that one position takes in this model's KV cache, in its own dtype."""
     return analyze.cache_bytes_per_token(model.config, model.dtype.itemsize)
 
 

@@ -223,7 +223,7 @@ def _as_logits(theirs, model, ids):
         return np.maximum(logs, LEAST)
 
     rest = {n: a for n, a in theirs.items() if n == name or n not in kinds}
-    remark = f"{name} holds {kinds[name]}, not logits: compared are logarithms of probabilities"
+    remark = f"{name} holds {kinds[name]}, not logits: logarithms of probabilities are compared"
     return with_ops(model, unembed=log_probabilities), rest | {"logits": array}, [remark]
 
 

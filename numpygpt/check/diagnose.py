@@ -78,7 +78,7 @@ class Cause:
 class Diagnosis:
     """What a comparison found.
 
-    verdict: "agrees", "differs", "nan" (their numbers are none), "precision" (half precision is
+    verdict: "agrees", "differs", "nan" (theirs are not numbers), "precision" (half precision is
     all), "harmless" (nothing that follows can be changed by it) or "elsewhere" (written down at
     another place than ours; what follows is right).
     rows: see `compare_records`. first: our name of the first tensor that differs, or None; last:
@@ -88,7 +88,7 @@ class Diagnosis:
     come nearest, if there is no cause. precision: "float16", "bfloat16" or None. note: a sentence
     to add. remarks: sentences on how theirs were read.
     matched: their name -> our entry; sure: their name -> (0 to 1, how it was found); neighbours:
-    theirs that are no entry -> what they are; not_compared: theirs that were left out.
+    theirs that are not an entry -> what they are; not_compared: theirs that were left out.
     """
 
     rows: list
@@ -152,7 +152,7 @@ def diagnose(case: Case, say=None) -> Diagnosis:
     if found.first is None:
         return found
     if found.first == "tokens":
-        return replace(found, note="their tokens are others: give both programs the same ones")
+        return replace(found, note="their tokens are not ours: give both programs the same ones")
     row = next(row for row in found.rows if not row.right)
     if row.status != "shape":
         noise = _float32_lines(case, right)
@@ -557,7 +557,7 @@ def _ranked(search, made, best, good):
     """The best set of mistakes, its gaps, and those that are as good; None if each spoils some.
 
     Best is what leaves the fewest tensors unexplained, agrees in the most when run from the tokens
-    on, and is nearest, in this order. One that spoils what was right is no cause.
+    on, and is nearest, in this order. One that spoils what was right is not a cause.
     """
     lines, ranked = search.lines, []
     for mistakes in good:
@@ -681,7 +681,9 @@ def _elsewhere(search, found):
         return replace(
             found, note=note, verdict=verdict, causes=(), closest=tuple(near), harmless=name
         )
-    return replace(found, note="the logits of the last token agree, but not what others had before")
+    return replace(
+        found, note="the logits of the last token agree, but what came before them does not"
+    )
 
 
 def _is_last_token(case):
@@ -747,7 +749,7 @@ def _map(found):
             said = f"{how.get(by, 'as the map says')}, {sure:.0%} sure"
             yield f"  {name:{width}} -> {found.matched[name]:20} {said}"
     if found.neighbours:
-        yield "\nno entry of ours, but known:"
+        yield "\nnot an entry of ours, but known:"
         yield from (f"  {name} is {what}" for name, what in found.neighbours.items())
     if found.not_compared:
         yield f"\nnot compared: {', '.join(found.not_compared)}"

@@ -52,6 +52,7 @@ class Step:
 
     @property
     def kind(self):
+        """The entry's name without its block."""
         return kind(self.name)
 
     @property

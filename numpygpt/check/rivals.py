@@ -40,6 +40,8 @@ class Torch:
         self.model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **no_dropout))
 
     def prefill(self, tokens):
+        """The prompt (B, T), with a cache made and the last logits alone."""
+
         def work():
             with self.torch.inference_mode():
                 self.model(self.torch.tensor(tokens), use_cache=True, logits_to_keep=1)
@@ -109,10 +111,13 @@ class CTranslate2:
         )
 
     def prefill(self, tokens):
+        """The prompt (B, T), and one id."""
         tokens = tokens[:, : self.n_ctx - 1]  # room for the one id
         return lambda: _timed(lambda: self._generate(tokens, 1))
 
     def decoding(self, context, token, steps):
+        """What `steps` more ids take after the context: two runs, one less the other."""
+
         def seconds():
             one = _timed(lambda: self._generate(context, 1))
             return _timed(lambda: self._generate(context, 1 + steps)) - one
@@ -120,7 +125,7 @@ class CTranslate2:
         return seconds
 
     def training(self, tokens):
-        return None
+        """None: it cannot train."""
 
 
 def _specification(specs, config, words):

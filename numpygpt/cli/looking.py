@@ -43,7 +43,7 @@ def _plot_loss(args, plot):
         if "validation" in row:
             validation.append((seen, row["validation"]))
     if not losses:
-        raise ValueError(f"{args.input} holds no step of a training run")
+        raise ValueError(f"{args.input} does not hold the steps of a training run")
     fig, (ax,) = plot.figure(width=7)
     plot.loss_curve(ax, tokens, losses, validation)
     return fig
@@ -155,7 +155,7 @@ def _plot_logprobs(args, plot):
         ids = [tokenizer.eot, *ids]  # so that the first token is expected from something, too
         logits, _ = _forward(model, ids)
     if len(ids) < 2:
-        raise ValueError("one token alone cannot be expected from anything: give a longer text")
+        raise ValueError("a single token is not predicted from anything: give a longer text")
     nats, entropy = analyze.surprise(logits, ids)
     fig, (ax,) = plot.figure(width=3.5 + 0.16 * min(len(ids), plot.READABLE), height=4)
     plot.logprobs(ax, nats, plot.token_labels(tokenizer, ids[1:]), entropy)

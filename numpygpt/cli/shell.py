@@ -26,6 +26,7 @@ class Shown:
         self.out = out
 
     def write(self, text):
+        """Write the text as `shown` makes it."""
         return self.out.write(shown(text))
 
     def __getattr__(self, name):
@@ -42,7 +43,7 @@ def say(text):
 
 def drop(stream):
     """What is still to be written goes nowhere: Python would try again at its end, and complain."""
-    with contextlib.suppress(OSError, ValueError):  # a stream that is no file, in tests
+    with contextlib.suppress(OSError, ValueError):  # a stream that is not a file, in tests
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

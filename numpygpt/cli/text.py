@@ -46,7 +46,7 @@ def _prompts(args):
         return [row["prompt"] for row in text.json_lines(args.prompts, {"prompt": text.string})]
     prompts = [line for line in text.read(args.prompts).split("\n") if line.strip()]
     if not prompts:
-        raise ValueError(f"{args.prompts} holds no prompt: write one a line")
+        raise ValueError(f"{args.prompts} has no prompts: write one a line")
     return prompts
 
 

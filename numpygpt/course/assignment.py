@@ -32,10 +32,12 @@ def part(ops, name):
 
 
 def causal_attention(ops, q, k, v):
+    """softmax(q k^T / sqrt(D) + mask) v: (B, H, T, D), (B, H, S, D) twice -> (B, H, T, D)."""
     return ops.attention_values(ops.softmax(ops.attention_scores(q, k)), v)
 
 
 def causal_attention_backward(ops, dy, q, k, v):
+    """-> dq, dk, dv, in the shapes of q, k and v."""
     scores = ops.attention_scores(q, k)
     pattern = ops.softmax(scores)
     dpattern, dv = ops.attention_values_backward(dy, pattern, v)
@@ -52,6 +54,7 @@ def _norm(ops, x, params, name):
 
 
 def multi_head_attention(ops, x, params, n_head):
+    """c_attn, the heads' attention side by side, c_proj: (B, T, C) -> (B, T, C)."""
     parts = ops.split_qkv(_linear(ops, x, params, "c_attn"))
     q, k, v = (ops.split_heads(part, n_head) for part in parts)
     z = part(ops, "causal_attention")(q, k, v)
@@ -59,10 +62,12 @@ def multi_head_attention(ops, x, params, n_head):
 
 
 def mlp(ops, x, params):
+    """y = c_proj(gelu(c_fc(x))): (B, T, C) -> (B, T, C)."""
     return _linear(ops, ops.gelu(_linear(ops, x, params, "c_fc")), params, "c_proj")
 
 
 def block(ops, x, params, n_head):
+    """x + attention(ln_1(x)), then the same with the MLP and ln_2: (B, T, C) -> (B, T, C)."""
     attention = part(ops, "multi_head_attention")
     y = attention(_norm(ops, x, params, "ln_1"), below("attn.", params), n_head)
     x = ops.residual(x, y)
@@ -71,6 +76,7 @@ def block(ops, x, params, n_head):
 
 
 def gpt2(ops, tokens, params, n_head):
+    """The logits of every position: ids (B, T) -> (B, T, V)."""
     places = ops.positions(0, tokens.shape[1])
     x = ops.embedding(tokens, params["wte.weight"])
     x = ops.residual(x, ops.embedding(places, params["wpe.weight"]))
@@ -80,6 +86,7 @@ def gpt2(ops, tokens, params, n_head):
 
 
 def adamw_step(adamw, params, grads, m, v, step, *numbers):
+    """One step of `optim.adamw` on copies: new params, m and v."""
     params, m, v = ({name: p.copy() for name, p in d.items()} for d in (params, m, v))
     adamw(params, grads, optim.AdamState(step - 1, m, v), *numbers)
     return params, m, v
@@ -106,6 +113,7 @@ class Fixture:
     seed: int
 
     def params(self, prefix=""):
+        """The model's parameters under a prefix, by the rest of their names."""
         return below(prefix, self.model.params)
 
     def rng(self, name):
@@ -113,6 +121,7 @@ class Fixture:
         return np.random.default_rng([self.seed, zlib.crc32(name.encode())])
 
     def normal(self, name, *shape):
+        """Normal numbers of this shape, always the same for the same name in a run."""
         return self.rng(name).standard_normal(shape)
 
     def sizes(self, name, count, least=3, most=9):
@@ -627,6 +636,7 @@ def _as_function(check, way):
 
 
 def right_answer(check, f):
+    """The function that gives the right answers of a check."""
     return _as_function(check, check.way(f))
 
 

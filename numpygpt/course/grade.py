@@ -73,10 +73,12 @@ class Grading:
 
     @property
     def score(self):
+        """The points that were reached."""
         return sum(result.score for result in self.results)
 
     @property
     def points(self):
+        """The points that can be reached."""
         return sum(result.check.points for result in self.results)
 
 
@@ -233,9 +235,9 @@ def _judged(check, f, outcome, right=None):
     try:
         cases, error = _opened(outcome), str(outcome.get("error", ""))
     except (ValueError, TypeError, KeyError, AttributeError, MemoryError):  # forged, or broken off
-        cases, error = [], "left something that is no result"
+        cases, error = [], "left something that is not a result"
     if not error and len(cases) != len(asked):
-        error = "left something that is no result"
+        error = "left something that is not a result"
     if error:
         fault = f"{check.name} {error}" + "." * (error[-1] not in ".?!")
         found = [(fault, "", ())] * len(asked)

@@ -57,6 +57,7 @@ MODULES = ("numpygpt", "torch", "tensorflow", "jax", "transformers", "ctypes", "
 
 
 def main():
+    """Answer jobs from standard input, one after the other, until there are no more."""
     settings = pickle.loads(_receive(0))
     if FORK:
         _adopt_orphans()
@@ -386,7 +387,7 @@ def unpacked(part):
         return part
     dtype, shape, data = part
     if np.dtype(dtype).kind not in "fiub":
-        raise ValueError(f"the dtype {dtype} is none of numbers")
+        raise ValueError(f"the dtype {dtype} does not hold numbers")
     return np.frombuffer(base64.b64decode(data), np.dtype(dtype)).reshape(shape)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from numpygpt.course import sandbox
 
-PATIENCE = 6  # a busy machine is no fault of the student's
+PATIENCE = 6  # a busy machine is not the student's fault
 IMPORT_SECONDS = 60
 ROOM = 2**20  # bytes that a result may be longer than the right one
 
@@ -159,7 +159,7 @@ def opened(outcome: dict) -> dict:
     try:
         result = dict(json.loads(outcome.pop("result")))
     except (ValueError, TypeError, RecursionError):
-        result = {"error": "left something that is no result"}
+        result = {"error": "left something that is not a result"}
     result["tried"] = [str(x)[:200] for x in result.get("tried", []) if isinstance(x, str)][:5]
     return outcome | result
 
@@ -169,7 +169,7 @@ def _source(path):
     try:
         return path.name, path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8 text, so it is no Python file") from None
+        raise ValueError(f"{path} is not UTF-8 text, so it is not a Python file") from None
 
 
 def _linked(folder, name):

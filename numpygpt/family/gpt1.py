@@ -140,7 +140,7 @@ class CharacterBPE:
         if not isinstance(text, str):
             raise TypeError(f"the text must be a str, not {type(text).__name__}")
         if allowed_special:
-            raise ValueError(f"GPT-1 has no special tokens: {sorted(allowed_special)} are none")
+            raise ValueError(f"GPT-1 has no special tokens, so none of {sorted(allowed_special)}")
         pieces = (piece for word in words(text, lower=True) for piece in self._merge(word))
         return [self._ids.get(piece, self._ids[UNKNOWN]) for piece in pieces]
 

@@ -67,7 +67,7 @@ def notes(row: Printed) -> tuple[str, ...]:
     built = config(row)
     return (
         f"{row.n_head} heads x {row.d_head} are printed beside d_model {row.n_embd}, which is not "
-        f"their product; built are {built.n_head} heads and {built.n_embd}",
+        f"their product; what is built has {built.n_head} heads and d_model {built.n_embd}",
     )
 
 

@@ -78,6 +78,7 @@ def relu(x):
 
 
 def relu_backward(dy, x):
+    """dx = dy where x > 0, and 0 elsewhere."""
     return dy * (x > 0)
 
 
@@ -108,6 +109,7 @@ def smoothed_cross_entropy(logits, targets, mask=None, smoothing=0.1):
 
 
 def smoothed_cross_entropy_backward(dy, logits, targets, mask=None, smoothing=0.1):
+    """dlogits = that of cross_entropy + dy e weight (onehot(target) - 1/V); weight as there."""
     weight, chosen = _weight_and_chosen(logits, targets, mask)
     d = np.full_like(logits, -1 / logits.shape[-1])  # of (x_target - mean(x))
     np.put_along_axis(d, chosen, 1 - 1 / logits.shape[-1], -1)

@@ -52,7 +52,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 BESIDE_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|rng_state|random_states|training_args).*")
 # What others put before every name: of a model that torch compiled, of one in several processes.
 WRAPPERS = ("_orig_mod.", "module.")
-MAX_PADDING = 1024  # rows; more than that is no padding, but another vocabulary
+MAX_PADDING = 1024  # rows; more than that is not padding, but another vocabulary
 MAX_LISTED = 10  # of a kind, in one message
 # Bytes whose sha256 takes about a fifteenth of a second.
 LARGE = 100_000_000  # any value is right
@@ -63,7 +63,8 @@ def load_folder(folder: str | os.PathLike, n_vocab: int | None = None) -> GPT2:
 
     n_vocab: how many rows of the embedding to keep, so that padding can be cut off; by default all
     that the configuration says. Arrays that are float32 stay views of the memory-mapped file.
-    Raises CheckpointError for what is damaged, incomplete or no GPT-2, OSError where nothing is.
+    Raises CheckpointError for what is damaged, incomplete or not a GPT-2, OSError for
+    what is not there.
     """
     folder = Path(folder)
     config, tied = _read_config(folder)
@@ -309,8 +310,8 @@ def config_file(folder):
         if (folder / name).is_file():
             return folder / name
     raise CheckpointError(
-        f"{folder} has neither config.json (Hugging Face) nor hparams.json (OpenAI): it is no "
-        "model's folder, or one that was not saved to the end"
+        f"{folder} has neither config.json (Hugging Face) nor hparams.json (OpenAI): it is "
+        "not the folder of a model, or was not saved to the end"
     )
 
 

@@ -282,7 +282,7 @@ def _vocabulary(folder, texts, n_vocab, say):
 
 def _suitable_vocabulary(text, say):
     """As many tokens as the power of two next to the square root of the text's bytes, 512 to 8192;
-    fewer where the text repeats itself so much that it has not the pairs for them."""
+    fewer where the text repeats itself so much that it does not have the pairs for them."""
     root = len(text.encode("utf-8", "replace")) ** 0.5
     n_vocab = int(2 ** np.clip(round(np.log2(root)), 9, 13))
     while True:

@@ -26,7 +26,7 @@ def load(
     `fetch(name)` -> folder is asked for a model that is not on this machine; by default nobody is.
 
     Raises ValueError for an unknown name, FileNotFoundError for what is not on this machine, and
-    CheckpointError (a ValueError) for files that are damaged, incomplete, or no GPT-2.
+    CheckpointError (a ValueError) for files that are damaged, incomplete, or not a GPT-2.
     """
     folder = find(name_or_folder, fetch)
     if adapter.is_adapter(folder):

@@ -200,7 +200,7 @@ def _read_wordpiece(folder):
         usual = (token for token in tokens if token not in bert.SPECIAL)
         lower = not any(unicodedata.category(c) == "Lu" for token in usual for c in token)
         found = (
-            "no capitals, so texts are written small" if lower else "capitals, so texts keep theirs"
+            "no capitals, so texts are lowercased" if lower else "capitals, so texts keep theirs"
         )
         warnings.warn(
             f"no file in {folder} says do_lower_case: its vocabulary has {found}", stacklevel=4
@@ -264,7 +264,7 @@ def _wordpiece_json(path):
     prefix = model.get("continuing_subword_prefix", "##")
     longest = model.get("max_input_chars_per_word", bert.LONGEST)
     if (prefix, longest, normal.get("clean_text", True)) != ("##", bert.LONGEST, True):
-        raise CheckpointError(f"{path}: it cuts words otherwise than BERT, which numpygpt does")
+        raise CheckpointError(f"{path}: numpygpt cuts words as BERT does, and this does not")
     chinese = normal.get("handle_chinese_chars", True)
     return _wordpiece(path, tokens, normal.get("lowercase"), normal.get("strip_accents"), chinese)
 

@@ -179,7 +179,7 @@ def open_log(path, step: int):
     try:
         kept = [row for row in rows if row.endswith("}") and json.loads(row)["number"] <= step]
     except (ValueError, RecursionError, KeyError, TypeError):
-        raise ValueError(f"{path} is no log of a run: move it away") from None
+        raise ValueError(f"{path} is not the log of a run: move it away") from None
     with writing(path) as file:
         file.writelines(row + "\n" for row in kept)
     return open(path, "a", encoding="utf-8")
@@ -265,8 +265,9 @@ def _read_run(path):
 def load_run(path, model, settings: Settings, text="", about=None) -> optim.AdamState:
     """Put a saved run's parameters into `model` and return its optimizer state.
 
-    Raises CheckpointError if the file is damaged or no run, and ValueError naming what differs from
-    that with which the run was begun: settings (other than lr, floor and more steps), model, text.
+    Raises CheckpointError if the file is damaged or is not a run, and ValueError naming what
+    differs from that with which the run was begun: settings (other than lr, floor and more steps),
+    model, text.
     """
     path = Path(path)
     arrays, run = safetensors.read(path), _read_run(path)

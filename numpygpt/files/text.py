@@ -128,7 +128,7 @@ def json_lines(
         if line.strip():
             rows.append(_row(f"{path}, line {number}", line, fields, sometimes or {}))
     if not rows:
-        raise ValueError(f"{path} holds no line: it takes JSON objects with {', '.join(fields)}")
+        raise ValueError(f"{path} has no lines: it takes JSON objects with {', '.join(fields)}")
     return rows
 
 
@@ -169,7 +169,7 @@ def string(value) -> str:
 
 
 def number(value) -> float:
-    """A number as it is; JSON's true and false are none."""
+    """A number as it is; JSON's true and false are not numbers."""
     if type(value) not in (int, float):
         raise ValueError("a number")
     return value

@@ -284,7 +284,7 @@ def _read_pair(folder, rows):
             f"{folder} has no vocabulary{size}: put its vocab.json and merges.txt there"
         )
     warnings.warn(
-        f"{folder} has no vocabulary: taken is the official one of {OFFICIAL[0]:,} tokens, which "
+        f"{folder} has no vocabulary: the official one of {OFFICIAL[0]:,} tokens is taken, which "
         f"fits a model of {rows:,} rows",
         stacklevel=4,
     )

@@ -77,7 +77,7 @@ def _npz(path):
         arrays = {name: file[name] for name in file}
     others = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
     if others:
-        raise ValueError(f"{others[0]} in it is no array")
+        raise ValueError(f"{others[0]} in it is not an array")
     return arrays
 
 

@@ -168,7 +168,7 @@ def _parse(path, header):
     except (ValueError, RecursionError) as error:  # bad UTF-8 and bad JSON are ValueErrors
         raise CheckpointError(f"{path} has a damaged header ({error}): get it again") from None
     if not isinstance(parsed, dict):
-        raise CheckpointError(f"{path} has a header that is no JSON object: get it again")
+        raise CheckpointError(f"{path} has a header that is not a JSON object: get it again")
     return parsed
 
 

@@ -115,7 +115,7 @@ def _read_index(path):
     """-> [(name, BundleEntryProto)], the header checked and taken off."""
     if not path.is_file() or path.stat().st_size > MAX_INDEX_BYTES:
         raise CheckpointError(
-            f"{path} is far too large for an index, or no file: download it again"
+            f"{path} is far too large for an index, or is not a file: download it again"
         )
     table = path.read_bytes()
     try:
@@ -133,7 +133,7 @@ class _Damage(Exception):
 def _pairs(table):
     footer = table[-FOOTER_BYTES:]
     if len(footer) < FOOTER_BYTES or int.from_bytes(footer[-8:], "little") != MAGIC:
-        raise _Damage("is cut short or no TensorFlow index (a saved web page, perhaps)")
+        raise _Damage("is cut short or is not a TensorFlow index (a saved web page, perhaps)")
     # The footer begins with the place of the metaindex block, which TensorFlow leaves empty.
     _, position = _handle(footer, 0, len(table))
     handle, _ = _handle(footer, position, len(table))

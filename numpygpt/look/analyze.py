@@ -115,6 +115,7 @@ class Relative(NamedTuple):
 
     @property
     def count(self):
+        """How many parameters there are, from names and shapes."""
         return sum(self.parts.values())
 
     @property
@@ -126,6 +127,7 @@ class Relative(NamedTuple):
 
     @property
     def agrees(self):
+        """Whether the authors' number is this one, rounded as they did; true if they gave none."""
         return self.printed is None or self.rounded == self.printed
 
 

@@ -57,8 +57,8 @@ MEANINGS = {"␣": "␣ a space", "↵": "↵ a new line", "⇥": "⇥ a tab", "
 def token_labels(tokenizer, ids) -> list[str]:
     """Each token as a reader can see it: a space as ␣, a new line as ↵, a tab as ⇥.
 
-    Bytes that are no whole character are written in hexadecimal, ‹e2 80›, and characters that the
-    pictures' font does not have by their number, U+4E2D.
+    Bytes that do not make a whole character are written in hexadecimal, ‹e2 80›, and characters
+    that the pictures' font does not have by their number, U+4E2D.
     """
     return [_label(tokenizer.decode_bytes([i])) for i in ids]
 

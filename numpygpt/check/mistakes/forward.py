@@ -414,11 +414,11 @@ def _centred_stream(model):
 M = Mistake
 FORWARD = (
     M("float16-weights", "wte",
-      "The weights were rounded to float16: no mistake, but not what float32 gives; compare "
+      "The weights were rounded to float16: not a mistake, but not what float32 gives; compare "
       "with a float32 file.",
       "checkpoints saved in half precision", lambda model: rounded_weights(model, to_float16)),
     M("bfloat16-weights", "wte",
-      "The weights were rounded to bfloat16: no mistake, but not what float32 gives; compare "
+      "The weights were rounded to bfloat16: not a mistake, but not what float32 gives; compare "
       "with a float32 file.",
       "checkpoints saved in half precision", lambda model: rounded_weights(model, to_bfloat16)),
     M("float16-accumulation", "attn.c_attn",

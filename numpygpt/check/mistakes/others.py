@@ -20,20 +20,24 @@ def loss_not_shifted(logits, targets, mask=None):
 
 
 def loss_shifted_twice(logits, targets, mask=None):
+    """The logits of a position are compared with the token two places further on."""
     mask = None if mask is None else np.asarray(mask)[:, 1:]
     return right.cross_entropy(logits[:, :-1], np.asarray(targets)[:, 1:], mask)
 
 
 def loss_over_padding(logits, targets, mask=None):
+    """The mask is not asked: every position counts, with id 0 for what is not an id."""
     return right.cross_entropy(logits, np.maximum(targets, 0))
 
 
 def loss_divided_by_all(logits, targets, mask=None):
+    """The sum over the tokens that count, divided by the number of all."""
     share = 1.0 if mask is None else float(np.mean(mask))
     return right.cross_entropy(logits, targets, mask) * share
 
 
 def loss_mean_of_rows(logits, targets, mask=None):
+    """The mean of the rows' means: a token of a short row counts for more."""
     masks = [None] * len(logits) if mask is None else [m[None] for m in np.asarray(mask)]
     rows = zip(logits, np.asarray(targets), masks, strict=True)
     return np.mean([right.cross_entropy(x[None], t[None], m) for x, t, m in rows])
@@ -43,6 +47,7 @@ def loss_mean_of_rows(logits, targets, mask=None):
 
 
 def temperature_multiplied(logits, temperature):
+    """x temperature, where x / temperature belongs; less the maximum, as there."""
     return (logits - logits.max(-1, keepdims=True)) * temperature
 
 
@@ -68,6 +73,7 @@ def top_k_or_top_p(logits, temperature=1.0, top_k=None, top_p=None):
 
 
 def top_p_before_temperature(logits, temperature=1.0, top_k=None, top_p=None):
+    """Top-k and top-p on the logits as they came, and the temperature last."""
     filtered = logits if top_k is None else sample.keep_top_k(logits, top_k)
     filtered = filtered if top_p is None else sample.keep_top_p(filtered, top_p)
     return right.softmax(sample.apply_temperature(filtered, temperature))
@@ -77,10 +83,12 @@ def top_p_before_temperature(logits, temperature=1.0, top_k=None, top_p=None):
 
 
 def decay_everything(name, param):
+    """Biases and gains decay as matrices do."""
     return True
 
 
 def clip_per_tensor(grads, max_norm):
+    """A factor of its own for each gradient, from its own norm."""
     norm = optim.global_norm(grads)
     for name in grads:
         optim.clip({name: grads[name]}, max_norm)
@@ -123,6 +131,7 @@ def _merge_in_text_order(symbols, ranks, made):
 
 
 def merges_across_words(tokenizer, text):
+    """The whole text merged as if it were one word."""
     return _encode(tokenizer, [text], merge)
 
 
@@ -139,6 +148,7 @@ def longest_token_first(tokenizer, text):
 
 
 def bytes_of(tokenizer, i):
+    """The bytes of one token."""
     return tokenizer.decode_bytes([i])
 
 

@@ -40,6 +40,7 @@ class Subject:
 
 
 def find(subject, name):
+    """The path of a file in the subject's folders; raises Missing, saying where to get it."""
     for folder in subject.folders:
         if (Path(folder) / name).is_file():
             return Path(folder) / name
@@ -366,6 +367,7 @@ def parameter(subject, given, name, **which):
 
 
 def parameter_count(subject, given):
+    """How many numbers the model has learned."""
     return sum(p.size for p in subject.model.params.values())
 
 

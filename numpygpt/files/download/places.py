@@ -142,7 +142,7 @@ def part(folder, file):
 
 
 def memo_path(part):
-    """Where stands what was announced of the bytes in a part."""
+    """Where the memo on a part is kept: what was announced of its bytes."""
     return part.with_name(f"{part.name}.json")
 
 
@@ -235,7 +235,7 @@ def write_json(path, data):
 
 
 def check_space(folder, needed):
-    """Raises DownloadError where the disk has not so many bytes free."""
+    """Raises DownloadError where the disk does not have that many bytes free."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DownloadError(

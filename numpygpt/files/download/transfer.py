@@ -339,7 +339,7 @@ def _check_piece(response, part, file, offset):
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
     if not match or int(match[1]) != offset:
         places.discard(part)
-        raise _Again("sends another piece than was asked for, so from the start")
+        raise _Again("sends a different piece from the one that was asked for, so from the start")
     total = int(match[2])
     known = memo.get("validator")
     if total != memo.get("size", total) or (validator and known and validator != known):
