@@ -171,7 +171,7 @@ def test_weights_in_half_precision_are_named_exactly():
     for name in ("float16-weights", "bfloat16-weights"):
         found = diagnose(wrong_run(5, [name], lambda name: "." not in name))
         assert [cause.mistake for cause in found.causes] == [name]
-        assert "no mistake" in report(found)
+        assert "not a mistake" in report(found)
 
 
 @pytest.mark.parametrize("rounding", [to_float16, to_bfloat16])
