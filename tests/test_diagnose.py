@@ -189,7 +189,7 @@ def test_other_tokens_are_said():
     case = small_case()
     theirs = case.theirs | {"tokens": case.tokens + 1}
     found = diagnose(Case(case.model, case.tokens, theirs))
-    assert found.first == "tokens" and "their tokens are others" in found.note
+    assert found.first == "tokens" and "their tokens are not ours" in found.note
 
 
 def test_nan_is_a_difference_with_a_place():

@@ -480,7 +480,7 @@ def test_a_server_without_if_range_is_found_out(get, server, offer, tmp_path):
     [
         (status(416), "shorter than what we have of it (416)"),
         (body(BIG[9:], 206), "sends a different piece from the one that was asked for"),
-        (body(BIG[9:], 206, Content_Range="bytes 9-100002/100003"), "sends another piece"),
+        (body(BIG[9:], 206, Content_Range="bytes 9-100002/100003"), "sends a different piece"),
     ],
 )
 def test_answers_that_do_not_fit_the_question_start_anew(get, server, tmp_path, fault, words):

@@ -246,9 +246,9 @@ def test_metadata_of_null_is_none(tmp_path):
 @pytest.mark.parametrize(
     "header, message",
     [
-        (b"[]", "no JSON object"),
-        (b"null", "no JSON object"),
-        (b"3", "no JSON object"),
+        (b"[]", "not a JSON object"),
+        (b"null", "not a JSON object"),
+        (b"3", "not a JSON object"),
         (b'"\xff"', "damaged header"),
         (b"{", "damaged header"),
         (b"{}{}", "damaged header"),

@@ -317,7 +317,7 @@ def test_an_index_that_is_a_folder(tmp_path):
     ],
 )
 def test_what_is_no_index(tmp_path, content):
-    with pytest.raises(CheckpointError, match="no TensorFlow index"):
+    with pytest.raises(CheckpointError, match="not a TensorFlow index"):
         tensorflow.read(bundle(tmp_path, content))
 
 

@@ -273,7 +273,7 @@ def test_compare_without_our_file(folder, record, tmp_path, capsys):
         assert found["last_agreed"] == "tokens" and found["candidates"][0]["reproduces"]
         assert [row["status"] for row in found["tensors"]] == ["exact", "differs"]
     assert cli.main(["compare", theirs, "--model", str(folder), "--tokens", "1 2 3"]) == 1
-    assert "their tokens are others" in capsys.readouterr().out
+    assert "their tokens are not ours" in capsys.readouterr().out
 
 
 def test_compare_from_logits_alone(folder, model, tmp_path, capsys):

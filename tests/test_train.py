@@ -120,7 +120,7 @@ def test_a_run_that_is_at_its_end_takes_no_step():
 
 def test_a_log_of_something_else_is_refused(tmp_path):
     (tmp_path / "log").write_text('{"epoch": 1}\n', encoding="utf-8")
-    with pytest.raises(ValueError, match="no log of a run"):
+    with pytest.raises(ValueError, match="not the log of a run"):
         run.open_log(tmp_path / "log", 3)
     (tmp_path / "log").write_text('{"number": 1}\n{"number": 2}\n{"numb', encoding="utf-8")
     run.open_log(tmp_path / "log", 1).close()
