@@ -301,7 +301,7 @@ def test_missing_things(tmp_path):
 
 def test_an_index_that_is_a_folder(tmp_path):
     (tmp_path / INDEX).mkdir()
-    with pytest.raises(CheckpointError, match="no file"):
+    with pytest.raises(CheckpointError, match="not a file"):
         tensorflow.read(tmp_path)
 
 
