@@ -531,7 +531,7 @@ def _check_wanted(params, only):
     if only is None:
         return set(params)
     if unknown := sorted(set(only) - params.keys()):
-        raise ValueError(f"only names what are not parameters of this model: {', '.join(unknown)}")
+        raise ValueError(f"this model has no parameters {', '.join(unknown)}")
     return set(only)
 
 
