@@ -31,7 +31,7 @@ from queue import Queue
 
 ROOT = Path(__file__).parent.parent
 BOOK = (
-    "plain ops fast model bpe sample draft beam data optim train lora evaluate "
+    "plain ops fast model bpe sample draft beam completion data optim train lora evaluate "
     "look/analyze files/checkpoint"
 ).split()
 # The tests of a file are those of its name; these say so under another.

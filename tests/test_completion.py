@@ -1,11 +1,13 @@
 """Text in, text out: the same as generate and decode, and it ends where it should."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sampling import stored_model
+from signatures import defaults
 
 import numpygpt
 from numpygpt import completion, evaluate, sample
@@ -182,6 +184,14 @@ def test_a_long_prompt_is_refused_cut_or_slid_by_name(model, tokenizer):
     assert slid == tokenizer.decode([i for i in new if i != tokenizer.eot])
     with pytest.raises(ValueError, match="41 new tokens do not fit"):
         numpygpt.complete(model, tokenizer, prompt, 41, long_prompts="keep_end")
+    # 40 positions are read: of the prompt, and of all new tokens but the last
+    assert completion.prompt_ids(model, tokenizer, prompt, 40, "keep_end") == [ids[-1:]]
+    for length, count, kept in ((36, 5, 36), (37, 5, 36), (40, 1, 40), (40, 0, 40)):
+        text = "Z" * length  # as many ids
+        (found,) = completion.prompt_ids(model, tokenizer, text, count, "keep_end")
+        assert len(found) == kept
+        (found,) = completion.prompt_ids(model, tokenizer, text, count)
+        assert len(found) == length
     with pytest.raises(ValueError, match="long_prompts must be one of"):
         numpygpt.complete(model, tokenizer, prompt, 4, long_prompts="cut")
 
@@ -200,6 +210,12 @@ def test_beams_are_those_of_beam_search(model, tokenizer):
     for wrong in ({"temperature": 0.5}, {"seed": 1}, {"top_k": 3}):
         with pytest.raises(ValueError, match="beams draw nothing"):
             numpygpt.complete(model, tokenizer, "A", 9, num_beams=2, **wrong)
+    both = numpygpt.complete(model, tokenizer, "A", 9, num_beams=2, num_return_sequences=2)
+    assert len(set(both)) == 2
+    with pytest.raises(ValueError, match="num_beams must be at least 1"):
+        numpygpt.complete(model, tokenizer, "A", 9, num_beams=0)
+    with pytest.raises(ValueError, match="beams do not slide"):
+        numpygpt.complete(model, tokenizer, "A", 9, num_beams=2, long_prompts="slide")
     with pytest.raises(ValueError, match="2 beams find 2 texts, not 3"):
         numpygpt.complete(model, tokenizer, "A", 9, num_beams=2, num_return_sequences=3)
 
@@ -213,6 +229,7 @@ def test_repetition_penalty_is_that_of_transformers(case):
     steps = sample.generate(gpt, [5, 17, 2], 10, temperature=0, repetition_penalty=case["penalty"])
     assert [step[0][0] for step in steps] == case["beams 1"][0]
     log_p = completion._penalised(case["penalty"])
+    assert (log_p is None) == (case["penalty"] == 1)
     found = beam_search(gpt, [5, 17, 2], 10, 4, log_p=log_p)
     assert [ids for ids, _ in found] == case["beams 4"]
 
@@ -274,9 +291,47 @@ def test_logprobs_are_those_of_the_whole_text(model, tokenizer):
         np.testing.assert_allclose([x for _, x in one.alternatives], np.log(p[best]), rtol=1e-9)
         assert one.logprob == pytest.approx(np.log(p[one.id]))
     assert completion.logprobs(model, prompt, [], 4) == []
+    assert not any(one.alternatives for one in completion.logprobs(model, prompt, ids, 0))
     for wrong in (-1, model.config.n_vocab):  # also as the last, which the model does not read
         with pytest.raises(ValueError, match=f"holds the id {wrong} at position"):
             completion.logprobs(model, prompt, [*ids[:2], wrong], 4)
+
+
+def test_what_is_done_unless_said_otherwise():
+    drawn = {
+        "max_new_tokens": 100, "temperature": 1.0, "top_k": None, "top_p": None,
+        "num_return_sequences": 1, "stop": (), "seed": None, "rng": None,
+        "repetition_penalty": 1.0, "long_prompts": "error",
+    }  # fmt: skip
+    assert defaults(numpygpt.stream) == drawn
+    assert defaults(numpygpt.complete) == drawn | {"num_beams": None}
+    assert defaults(completion.logprobs) == {"top": 5}
+
+
+def test_nothing_is_asked_for(model, tokenizer):
+    assert numpygpt.complete(model, tokenizer, ["The cat", "A"], 0) == ["", ""]
+
+
+def test_a_stop_may_be_an_id(tokenizer):
+    """It is shown, as a string is not: only end tokens are left out."""
+    model = scripted("A cat sat", tokenizer)
+    stop = tokenizer.encode("A cat")[-1]
+    for stops in (stop, [stop], (stop, "zzz")):
+        assert numpygpt.complete(model, tokenizer, "x", 100, stop=stops) == ["A cat"]
+    with pytest.raises(TypeError, match="stop must hold ids and strings"):
+        numpygpt.complete(model, tokenizer, "x", 100, stop=b"cat")
+
+
+def test_how_the_paper_continues_its_prompts():
+    """100 tokens from the two likeliest (3.6); greedy to the end of the line for the others."""
+    line = {"temperature": 0.0, "stop": "\n"}
+    assert {name: task.settings for name, task in completion.TASKS.items()} == {
+        "summarize": {"max_new_tokens": 100, "top_k": 2},
+        "translate": {"max_new_tokens": 60} | line,
+        "answer": {"max_new_tokens": 30} | line,
+    }
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        completion.TASKS["answer"].settings = {}
 
 
 def test_the_papers_prompts():
