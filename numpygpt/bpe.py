@@ -25,6 +25,8 @@ from pathlib import Path
 
 import regex
 
+from . import elsewhere
+
 END_OF_TEXT = "<|endoftext|>"
 
 # Where GPT-2 cuts a text (openai/gpt-2, src/encoder.py). At each place the first line that fits.
@@ -249,12 +251,12 @@ class Tokenizer:
     def __call__(self, *_, **__):
         raise TypeError("a tokenizer is not called: tokenizer.encode(text) gives the ids")
 
+    @elsewhere.names(elsewhere.TOKENIZING)
     def encode(
         self,
         text: str,
         allowed_special: Collection[str] = (),
         begins: bool = True,
-        **names_from_elsewhere,
     ) -> list[int]:
         """The ids of a text.
 
@@ -266,7 +268,6 @@ class Tokenizer:
         Raises TypeError for anything but a str, ValueError for special tokens that this vocabulary
         does not have.
         """
-        _refuse_names("encode", names_from_elsewhere)
         ids = list(self.before) if begins else []
         for piece, i in self._split(text, allowed_special, begins):
             ids.extend(self._encode_plain(piece) if i is None else [i])
@@ -399,9 +400,9 @@ class Tokenizer:
         """
         return b"".join(self._bytes_of_each(ids))
 
-    def decode(self, ids: Iterable[int], **names_from_elsewhere) -> str:
+    @elsewhere.names(elsewhere.TOKENIZING)
+    def decode(self, ids: Iterable[int]) -> str:
         """The text that ids stand for; bytes that are not UTF-8 become U+FFFD."""
-        _refuse_names("decode", names_from_elsewhere)
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
@@ -430,26 +431,6 @@ class Tokenizer:
                     f"to {self.n_vocab - 1}."
                 )
             yield self._bytes[i]
-
-
-# What people bring from transformers -> what to do here.
-FROM_TRANSFORMERS = {
-    "add_special_tokens": "begins=False leaves out what stands before a text",
-    "clean_up_tokenization_spaces": "leave it out: a text comes back as it was",
-    "max_length": "cut the list of ids: ids[:n]",
-    "padding": "leave it out: generate takes rows of any lengths",
-    "return_tensors": "ids are a list of int; np.array(ids) makes an array of them",
-    "skip_special_tokens": "leave their ids out before: [i for i in ids if i not in "
-    "tokenizer.special.values()]",
-    "truncation": "cut the list of ids: ids[:n]",
-}
-
-
-def _refuse_names(function, names):
-    for name in names:
-        if name in FROM_TRANSFORMERS:
-            raise TypeError(f"{function} has no {name}: {FROM_TRANSFORMERS[name]}")
-        raise TypeError(f"{function} has no {name}")
 
 
 def _well_formed(text):

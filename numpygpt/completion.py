@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import ops, sample
+from . import elsewhere, ops, sample
 from .beam import beam_search
 
 LONG_PROMPTS = ("error", "keep_end", "slide")
 
 
+@elsewhere.names(elsewhere.GENERATING)
 def complete(
     model,
     tokenizer,
@@ -35,7 +36,6 @@ def complete(
     repetition_penalty: float = 1.0,
     num_beams: int | None = None,
     long_prompts: str = "error",
-    **names_from_elsewhere,
 ) -> list[str]:
     """The texts that follow the prompts, without the prompts: num_return_sequences for each.
 
@@ -44,7 +44,6 @@ def complete(
     the context is full. num_beams: the likeliest texts that `beam_search` finds with so many beams,
     the best first, instead of drawn ones. Everything else, and what is raised, is as in `stream`.
     """
-    sample.refuse_names("complete", names_from_elsewhere)
     if num_beams is not None:
         drawn = (temperature, top_k, top_p, seed, rng) != (1.0, None, None, None, None)
         if drawn:
@@ -80,6 +79,7 @@ class Ended(NamedTuple):
     reason: str
 
 
+@elsewhere.names(elsewhere.GENERATING)
 def stream(
     model,
     tokenizer,
@@ -95,7 +95,6 @@ def stream(
     rng: np.random.Generator | None = None,
     repetition_penalty: float = 1.0,
     long_prompts: str = "error",
-    **names_from_elsewhere,
 ) -> Iterator[list[str]]:
     """The same texts as they are made: at every step the new piece of each, "" where there is none.
 
@@ -110,7 +109,6 @@ def stream(
 
     Returns (the generator's value) an `Ended` for each text. Raises as `generate`.
     """
-    sample.refuse_names("stream", names_from_elsewhere)
     if seed is not None:
         if rng is not None:
             raise ValueError("seed and rng are two ways to say the same: give one")

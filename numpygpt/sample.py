@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import fast, ops
+from . import elsewhere, fast, ops
 
 # Tokens that are read at once: more would only make the activations larger.
 PREFILL = 1024  # any value is right
@@ -129,6 +129,7 @@ class Row:
             self.reason = "length"
 
 
+@elsewhere.names(elsewhere.GENERATING)
 def generate(
     model,
     prompts,
@@ -144,7 +145,6 @@ def generate(
     at_end: str = "stop",
     repetition_penalty: float = 1.0,
     draft=None,
-    **names_from_elsewhere,
 ) -> Iterator[list[list[int]]]:
     """Continue one prompt or many, yielding at every step the new ids of each row.
 
@@ -166,7 +166,6 @@ def generate(
     "length", "stop" or "context". Raises, at the call, ValueError or TypeError for what does not
     fit, such as prompts longer than n_ctx, of which "slide" reads the last n_ctx ids.
     """
-    refuse_names("generate", names_from_elsewhere)
     _check_filters(temperature, top_k, top_p)
     check_penalty(repetition_penalty)
     check_count("max_new_tokens", max_new_tokens, 0)
@@ -317,45 +316,6 @@ def _stop_test(stop, tokenizer):
 
 def _is_int(value):
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-# What people bring from transformers -> what to do here.
-FROM_TRANSFORMERS = {
-    "attention_mask": "leave it out: prompts may have any lengths",
-    "bad_words_ids": "there is no list of forbidden words",
-    "do_sample": "temperature=0 is greedy, any other temperature draws",
-    "early_stopping": "it belongs to numpygpt.beam.beam_search",
-    "eos_token_id": "it is called stop, which takes ids and strings",
-    "generator": "it is called rng, a NumPy Generator such as np.random.default_rng(7)",
-    "input_ids": "they are called prompts",
-    "inputs": "they are called prompts",
-    "length_penalty": "it belongs to numpygpt.beam.beam_search",
-    "max_length": "it is called max_new_tokens and does not count the prompt",
-    "max_tokens": "it is called max_new_tokens",
-    "min_length": "there is no least length",
-    "min_new_tokens": "there is no least length",
-    "n": "it is called num_return_sequences",
-    "no_repeat_ngram_size": "repetition_penalty is what there is against repetition",
-    "num_beams": "numpygpt.complete takes it, and numpygpt.beam.beam_search is the search",
-    "pad_token_id": "leave it out: rows of unequal length need no padding token",
-    "prompt": "they are called prompts",
-    "return_dict_in_generate": "iterate over generate: each step is the new ids of each row",
-    "return_full_text": "texts are the new text alone",
-    "return_tensors": "leave it out: ids are lists of int",
-    "seed": "numpygpt.complete takes it; here it is rng=np.random.default_rng(seed)",
-    "stop_strings": "they are called stop",
-    "stopping_criteria": "iterate over generate, and stop when you want to",
-    "streamer": "iterate over generate: each step is the new ids of each row",
-    "use_cache": "leave it out: keys and values are always kept",
-}
-
-
-def refuse_names(function, names):
-    """A TypeError that says what a name from elsewhere is called here."""
-    for name in names:
-        if name in FROM_TRANSFORMERS:
-            raise TypeError(f"{function} has no {name}: {FROM_TRANSFORMERS[name]}")
-        raise TypeError(f"{function} has no {name}")
 
 
 def check_penalty(penalty):

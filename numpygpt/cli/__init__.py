@@ -126,10 +126,10 @@ def _misuse(message):
             "`numpygpt generate`, or its --task answer"
         )
     if message.startswith("unrecognized arguments: --"):
-        from numpygpt.sample import FROM_TRANSFORMERS
+        from numpygpt.elsewhere import GENERATING
 
         for name in message.split():
-            meant = FROM_TRANSFORMERS.get(name.split("=")[0].lstrip("-").replace("-", "_"))
+            meant = GENERATING.get(name.split("=")[0].lstrip("-").replace("-", "_"))
             if name.startswith("--") and meant:
                 message = f"there is no {name.split('=')[0]}: {meant}"
                 break
