@@ -287,7 +287,7 @@ class Tokenizer:
             warnings.warn(
                 f"{END_OF_TEXT} stands in a text, but is not a token of this vocabulary: it is "
                 "read as plain text",
-                stacklevel=3,
+                stacklevel=4,  # over `encode` and the decorator of it
             )
         pieces = [(text, None)] if text else []
         for pattern in self._patterns_of(frozenset(allowed_special)):
@@ -361,6 +361,7 @@ class Tokenizer:
             return merge(ids, self._ranks, self._made)
         return merge_long(ids, self._ranks, self._made)[0]
 
+    @elsewhere.names(elsewhere.TOKENIZING)
     def show_work(self, text: str, allowed_special: Collection[str] = ()) -> list[dict]:
         """How encode gets from the text to its ids: one dict for each pre-token.
 

@@ -239,7 +239,8 @@ def test_a_token_that_nothing_makes_and_nobody_declares_is_text():
 def test_an_end_token_of_another_vocabulary_is_said_where_encode_is_called():
     with pytest.warns(UserWarning, match="is read as plain text") as said:
         small("a b").encode(f"ab{END_OF_TEXT}")
-    assert [warning.filename for warning in said] == [__file__]
+        small("a b").show_work(f"ab{END_OF_TEXT}")
+    assert [warning.filename for warning in said] == [__file__] * 2
 
 
 def test_what_a_tokenizer_does_unless_said_otherwise():
