@@ -601,6 +601,7 @@ import threadpoolctl
 os.environ["NUMPYGPT_THREADS"] = "2"
 import warnings; warnings.simplefilter("ignore")  # fork and threads: that is what is tried here
 signal.alarm(60)  # a child that waits for a thread it has not would wait for ever
+threadpoolctl.threadpool_limits(2)  # where BLAS can be told so
 before = threadpoolctl.threadpool_info()
 assert fast.share(lambda i: i, range(8)) == list(range(8))
 

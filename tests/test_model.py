@@ -652,6 +652,11 @@ def test_records_that_backward_cannot_use_are_refused():
     dlogits = np.ones((1, 3, SMALL.n_vocab), "float32")
     with pytest.raises(ValueError, match='run forward with keep="backward"'):
         model.backward(dlogits, model.forward(tokens)[1])
+    for name in ("ln_f", f"h.{SMALL.n_layer - 1}.attn.z"):
+        _, acts = model.forward(tokens, keep="backward")
+        del acts[name]
+        with pytest.raises(ValueError, match='run forward with keep="backward"'):
+            model.backward(dlogits, acts)
     with pytest.raises(ValueError, match="leave out cache"):
         model.forward(tokens, model.cache(), keep="backward")
     cache = model.cache()

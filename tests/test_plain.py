@@ -114,6 +114,16 @@ def test_each_operation_is_the_one_in_ops(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_large_logits_do_not_overflow(dtype):
+    logits = np.array([[1e4, 0], [0, 1e4]], dtype)
+    np.testing.assert_array_equal(plain.softmax(logits), [[1, 0], [0, 1]])
+    assert plain.cross_entropy(logits, [0, 0]) == 5000
+    np.testing.assert_array_equal(
+        plain.cross_entropy_backward(1.0, logits, [0, 0]), [[0, 0], [-0.5, 0.5]]
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("t, s", [(4, 4), (1, 4), (2, 5)])
 def test_attention_is_that_of_the_ops_with_fewer_queries_than_keys_as_well(dtype, t, s):
     q, k, v = (normal(n, 2, 3, length, 5, dtype=dtype) for n, length in ((6, t), (7, s), (8, s)))
