@@ -62,11 +62,7 @@ def pretraining(
     begun = _begun(folder)
     _check_numbers(settings, sizes)
     about = {"begun from": base[2] if base else "random weights"}
-    if begun and begun["begun"].get("begun from", about["begun from"]) != about["begun from"]:
-        raise ValueError(
-            f"{folder} holds a run that was begun from {begun['begun']['begun from']}, not from "
-            f"{about['begun from']}: repeat that, or train into another folder"
-        )
+    _check_base(begun, about["begun from"], folder)
     texts, held_out = _documents(text, validation, base and base[1], share, say)
     if base:
         gpt, tokenizer, _ = base
@@ -75,38 +71,23 @@ def pretraining(
         tokenizer = _vocabulary(folder, texts, sizes.get("n_vocab"), say)
         ids = data.encode_documents(tokenizer, texts)
         config = _config(tokenizer.n_vocab, sizes, begun, len(ids))
-        seed = settings.get("seed", begun["begun"]["seed"] if begun else 0)
-        gpt = GPT2(config, init(config, np.random.default_rng(seed)))
+        gpt = GPT2(config, init(config, np.random.default_rng(_seed(settings, begun))))
     planned = {"batch": max(1, TOKENS_A_STEP // gpt.config.n_ctx), "lr": 3e-4 if base else 1e-3}
-    planned |= begun["begun"] if begun else {}
-    planned |= settings
-    window = min(gpt.config.n_ctx, (len(ids) - 1) // (planned["batch"] + 1))
-    if window < SHORTEST:
-        raise ValueError(
-            f"{len(ids)} tokens are too few for batches of {planned['batch']} windows: bring more "
-            "text, or use a smaller batch"
-        )
-    if window < gpt.config.n_ctx:
-        say(f"the text is short: windows of {window} tokens instead of {gpt.config.n_ctx}")
+    planned = _planned(planned, begun, settings)
+    window = _window(len(ids), planned["batch"], gpt.config.n_ctx, say)
     size = len("".join(texts).encode("utf-8", "replace"))
     what = f"{amount(size, 'B')}, {amount(len(ids), ' tokens')}: "
-    what += amount(sum(p.size for p in gpt.params.values()), " parameters")
+    what += amount(_count(gpt), " parameters")
     settings = _settings(planned, gpt, ids.size, window, what, begun, say)
     rng = np.random.default_rng([settings.seed, 1])
-    held_out_ids = data.encode_documents(tokenizer, held_out)[:VALIDATION] if held_out else []
-
-    def measure():
-        nats, count = evaluate.stream_nats(gpt, held_out_ids)
-        return {"validation": nats / count, "sample": _sample(gpt, tokenizer)}
-
     return run.Run(
         folder,
         gpt,
         data.stream(ids, settings.batch, window, rng),
         settings,
         run.digest(ids),
-        lambda: checkpoint.save_in_locked(gpt, tokenizer, folder, "float16" if half else None),
-        measure if len(held_out_ids) > 1 else None,
+        partial(checkpoint.save_in_locked, gpt, tokenizer, folder, "float16" if half else None),
+        _measure_text(gpt, tokenizer, held_out),
         about,
     )
 
@@ -140,49 +121,84 @@ def finetuning(
         raise ValueError("a LoRA is written as it is, not as float16")
     begun = _begun(folder)
     _check_numbers(settings)
-    about = {"begun from": name}
-    data.pair_rows([*pairs, *(validation or [])], tokenizer, gpt.config.n_ctx)  # refuses long ones
-    if validation is None:
-        seed = settings.get("seed", begun["begun"]["seed"] if begun else 0)
-        pairs, validation = data.hold_out_pairs(pairs, share, seed=seed)
-    planned = {"batch": min(16, len(pairs)), "lr": 3e-3 if rank else 5e-4}
-    planned |= begun["begun"] if begun else {}
-    planned |= settings
-    model, count = gpt, sum(p.size for p in gpt.params.values())
-    if rank:
-        rng = np.random.default_rng([planned.get("seed", 0), 3])
-        model = LoRA(gpt, rank, alpha, matrices, rng)
-        count = sum(p.size for p in model.params.values())
-        about |= {"rank": rank, "alpha": alpha, "matrices": list(matrices), "apart": apart}
-    elif begun and "rank" in begun["begun"]:
+    if begun and "rank" in begun["begun"] and not rank:
         raise ValueError(
             f"{folder} holds a run of LoRA of rank {begun['begun']['rank']}: give the rank again, "
             "or train into another folder"
         )
-    if validation:
-        say(f"{len(pairs):,} pairs to train on, {len(validation):,} held out")
-    else:
-        say(f"{len(pairs):,} pairs to train on, none held out: nothing says how well it does")
-    rows = data.pair_rows(pairs, tokenizer, gpt.config.n_ctx)
+    n_ctx = gpt.config.n_ctx
+    data.pair_rows([*pairs, *(validation or [])], tokenizer, n_ctx)  # refuses those that are long
+    if validation is None:
+        pairs, validation = data.hold_out_pairs(pairs, share, seed=_seed(settings, begun))
+    planned = {"batch": min(16, len(pairs)), "lr": 3e-3 if rank else 5e-4}
+    planned = _planned(planned, begun, settings)
+    model, about = gpt, {"begun from": name}
+    if rank:
+        rng = np.random.default_rng([planned.get("seed", 0), 3])
+        model = LoRA(gpt, rank, alpha, matrices, rng)
+        about |= {"rank": rank, "alpha": alpha, "matrices": list(matrices), "apart": apart}
+    held_out = f"{len(validation):,}" if validation else "none"
+    warning = "" if validation else ": nothing says how well it does"
+    say(f"{len(pairs):,} pairs to train on, {held_out} held out{warning}")
+    rows = data.pair_rows(pairs, tokenizer, n_ctx)
     tokens = sum(len(ids) - 1 for ids, _ in rows)
-    what = (
-        f"{len(pairs):,} pairs, {amount(tokens, ' tokens')}: {amount(count, ' parameters')} learn"
-    )
+    what = f"{len(pairs):,} pairs, {amount(tokens, ' tokens')}: "
+    what += f"{amount(_count(model), ' parameters')} learn"
     window = -(-tokens // max(1, len(rows)))
     settings = _settings(planned, model, tokens, window, what, begun, say)
-    batches = data.pair_batches(
-        pairs,
-        tokenizer,
-        settings.batch,
-        gpt.config.n_ctx,
-        np.random.default_rng([settings.seed, 1]),
+    rng = np.random.default_rng([settings.seed, 1])
+
+    def keep():
+        if apart:
+            source = str(Path(name).resolve()) if Path(name).exists() else name
+            adapter.save(model, source, folder)
+        else:
+            dtype = "float16" if half else None
+            checkpoint.save_in_locked(_whole(model), tokenizer, folder, dtype)
+
+    return run.Run(
+        folder,
+        model,
+        data.pair_batches(pairs, tokenizer, settings.batch, n_ctx, rng),
+        settings,
+        run.digest("\n".join(f"{x}\0{y}" for x, y in pairs)),
+        keep,
+        _measure_pairs(model, tokenizer, validation),
+        about,
     )
 
+
+def _whole(model):
+    """The GPT2 that a model is, or that a LoRA stands for."""
+    return model.merged() if isinstance(model, LoRA) else model
+
+
+def _count(model):
+    return sum(p.size for p in model.params.values())
+
+
+# ---- what is measured ---------------------------------------------------------------------------
+
+
+def _measure_text(gpt, tokenizer, held_out):
+    """What a run on a text measures, on documents that were held out; None without any."""
+    ids = data.encode_documents(tokenizer, held_out)[:VALIDATION] if held_out else []
+
     def measure():
-        now = model.merged() if rank else gpt
-        result = evaluate.pairs(now, tokenizer, validation)
+        nats, count = evaluate.stream_nats(gpt, ids)
+        return {"validation": nats / count, "sample": _sample(gpt, tokenizer)}
+
+    return measure if len(ids) > 1 else None
+
+
+def _measure_pairs(model, tokenizer, validation):
+    """What a run on pairs measures, on pairs that were held out; None without any."""
+
+    def measure():
+        gpt = _whole(model)
+        result = evaluate.pairs(gpt, tokenizer, validation)
         x, y = validation[0]
-        (answer,) = evaluate.answers(now, tokenizer, [(x, y)])
+        (answer,) = evaluate.answers(gpt, tokenizer, [(x, y)])
         end = tokenizer.tokens[tokenizer.eot] if answer.ended else "..."
         return {
             "validation": result["nats per token of y"],
@@ -191,19 +207,7 @@ def finetuning(
             "sample": f"{x}|{answer.text}{end}",
         }
 
-    def keep():
-        if apart:
-            adapter.save(
-                model, name if not Path(name).exists() else str(Path(name).resolve()), folder
-            )
-            return
-        now = model.merged() if rank else gpt
-        checkpoint.save_in_locked(now, tokenizer, folder, "float16" if half else None)
-
-    text = run.digest("\n".join(f"{x}\0{y}" for x, y in pairs))
-    return run.Run(
-        folder, model, batches, settings, text, keep, measure if validation else None, about
-    )
+    return measure if validation else None
 
 
 # ---- what is chosen -----------------------------------------------------------------------------
@@ -214,6 +218,39 @@ def _check_numbers(settings, sizes=None):
     Settings(**({"steps": 1} | settings))
     if sizes and {"n_embd", "n_head"} <= sizes.keys():
         Config(**({"n_vocab": 257, "n_ctx": 1, "n_layer": 1} | sizes))
+
+
+def _check_base(begun, base, folder):
+    """Raises ValueError where the run in the folder was begun from something else."""
+    before = begun["begun"].get("begun from", base) if begun else base
+    if before != base:
+        raise ValueError(
+            f"{folder} holds a run that was begun from {before}, not from {base}: repeat that, or "
+            "train into another folder"
+        )
+
+
+def _seed(settings, begun):
+    """The seed that was asked for, else that of the run in the folder, else 0."""
+    return settings.get("seed", begun["begun"]["seed"] if begun else 0)
+
+
+def _planned(chosen, begun, settings):
+    """What is chosen, then what the run in the folder was begun with, then what is asked for."""
+    return chosen | (begun["begun"] if begun else {}) | settings
+
+
+def _window(count, batch, n_ctx, say):
+    """How many tokens a window has: n_ctx, or fewer where the text is short."""
+    window = min(n_ctx, (count - 1) // (batch + 1))
+    if window < SHORTEST:
+        raise ValueError(
+            f"{count} tokens are too few for batches of {batch} windows: bring more text, or use a "
+            "smaller batch"
+        )
+    if window < n_ctx:
+        say(f"the text is short: windows of {window} tokens instead of {n_ctx}")
+    return window
 
 
 def _documents(text, validation, tokenizer, share, say):

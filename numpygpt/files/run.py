@@ -3,6 +3,7 @@ that keeps both."""
 
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import os
@@ -82,81 +83,87 @@ def resumable(
 
 
 def _resumable(run, evaluate_every, save_every, patience):
-    steps = run.settings.steps
     state = _first_whole(
         run.folder, lambda path: load_run(path, run.model, run.settings, run.text, run.about)
     )
-    saved_at = state.step if state else None
+    begins = state is None
     state = state or optim.adam_state(run.model.params)
-    with open_log(run.folder / LOG, -1 if saved_at is None else saved_at) as log:
-        history = [
-            (row["number"], row["validation"])
-            for row in read_log(run.folder / LOG)
-            if row.get("validation") is not None
-        ]
-
-        def save():
-            nonlocal saved_at
-            log.flush()
-            save_run(run.folder / STATE, run.model, state, run.settings, run.text, run.about)
-            saved_at = state.step
-
-        def measure(row):
-            """Measure and log; the model is kept if it is the best so far."""
-            measured = run.measure() if run.measure else {}
-            log.write(json.dumps(row | measured) + "\n")
-            if measured:
-                history.append((row["number"], measured["validation"]))
-                if _best(history) == history[-1]:
-                    run.keep()
-                save()
-            return measured
-
-        def progress(step, measured):
-            left = None
-            if step is not None:
-                each = (time.perf_counter() - start) / (state.step - first)
-                left = each * (steps - state.step)
-            ended = "steps" if state.step >= steps else ""
-            if patience and len(history) > patience:
-                best = [number for number, _ in history].index(_best(history)[0])
-                ended = "patience" if len(history) - 1 - best >= patience else ended
-            return Progress(state.step, steps, step, measured, _best(history), left, ended)
-
-        measured = {}
-        if saved_at is None:
-            if run.measure:
-                measured = measure({"number": 0, "tokens": 0})
-            else:
-                run.keep()
-                save()
-        now = progress(None, measured)
+    with open_log(run.folder / LOG, -1 if begins else state.step) as log:
+        kept = _Kept(run, state, patience, log, None if begins else state.step)
+        measured = kept.first() if begins else {}
+        now = kept.progress(None, measured, None)
         yield now
         if now.ended:
             return
         start, first = time.perf_counter(), state.step
         for step in train(run.model, skip(run.batches, state.step), run.settings, state):
-            row = dataclasses.asdict(step)
-            if run.measure and (step.number % evaluate_every == 0 or step.number == steps):
-                measured = measure(row)
-            else:
-                measured = {}
-                log.write(json.dumps(row) + "\n")
-            now = progress(step, measured)
-            if saved_at != state.step and (now.ended or step.number % save_every == 0):
-                if run.measure is None:
-                    run.keep()
-                save()
+            due = step.number % evaluate_every == 0 or step.number == run.settings.steps
+            measured = kept.row(dataclasses.asdict(step), due)
+            each = (time.perf_counter() - start) / (state.step - first)
+            now = kept.progress(step, measured, each * (run.settings.steps - state.step))
+            if now.ended or step.number % save_every == 0:
+                kept.save()
             try:
                 yield now
             except GeneratorExit:
-                if saved_at != state.step:
-                    if run.measure is None:
-                        run.keep()
-                    save()
+                kept.save()
                 raise
             if now.ended:
                 return
+
+
+@dataclasses.dataclass
+class _Kept:
+    """What a run leaves in its folder as it goes: its log, the best model, its checkpoint."""
+
+    run: Run
+    state: optim.AdamState
+    patience: int | None
+    log: io.TextIOBase
+    saved_at: int | None  # the step of the checkpoint, if there is one
+
+    def __post_init__(self):
+        rows = read_log(self.run.folder / LOG)
+        self.history = [
+            (row["number"], row["validation"]) for row in rows if row.get("validation") is not None
+        ]
+
+    def first(self):
+        """Before the first step: what the model measures as it is, {} without a measure."""
+        measured = self.row({"number": 0, "tokens": 0}, True) if self.run.measure else {}
+        self.save()
+        return measured
+
+    def row(self, row, due):
+        """Log a step, with what is measured if that is due; the model is kept if it is the best."""
+        measured = self.run.measure() if due and self.run.measure else {}
+        self.log.write(json.dumps(row | measured) + "\n")
+        if measured:
+            self.history.append((row["number"], measured["validation"]))
+            if _best(self.history) == self.history[-1]:
+                self.run.keep()
+            self.save()
+        return measured
+
+    def save(self):
+        """Write the checkpoint, and the model unless the best is kept, if that is not done yet."""
+        run, state = self.run, self.state
+        if self.saved_at == state.step:
+            return
+        if run.measure is None:
+            run.keep()
+        self.log.flush()
+        save_run(run.folder / STATE, run.model, state, run.settings, run.text, run.about)
+        self.saved_at = state.step
+
+    def progress(self, step, measured, seconds_left):
+        """Where the run stands."""
+        number, steps, best = self.state.step, self.run.settings.steps, _best(self.history)
+        ended = "steps" if number >= steps else ""
+        if self.patience and best:
+            without_lower = len(self.history) - 1 - self.history.index(best)
+            ended = "patience" if without_lower >= self.patience else ended
+        return Progress(number, steps, step, measured, best, seconds_left, ended)
 
 
 def _best(history):
