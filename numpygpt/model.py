@@ -12,6 +12,9 @@ no encoder.
 An entry named like a parameter's module (`h.3.mlp.c_fc`) is what that module returned; `resid_pre`,
 `resid_mid` and `resid_post` are the residual stream before, between and after a block's two
 additions. `backward` reads the same record from its end to its beginning.
+
+What comes from `fast`, above a method or around a loop over heads, shares the work among threads
+and changes no number but by rounding.
 """
 
 import types
@@ -210,6 +213,7 @@ class GPT2:
         """z = softmax(q k^T / sqrt(D) + mask) v, with the heads merged: -> (B, T, C)."""
         ops = self.ops
         b, n_head, t, d = q.shape
+        # Seen as (B, H, T, D), but a token's heads lie side by side: to merge them copies nothing.
         z = np.empty((b, t, n_head, d), q.dtype).swapaxes(1, 2)
 
         def attend(heads):
@@ -317,7 +321,7 @@ class GPT2:
         tokens, targets, mask = _check_targets(self.config, tokens, targets, mask)
         logits, acts = self.forward(tokens, keep="backward")
         loss = self.ops.cross_entropy(logits, targets, mask)
-        dloss = self.dtype.type(1)
+        dloss = self.dtype.type(1)  # where backward starts: the loss grows with itself one to one
         dlogits = self.ops.cross_entropy_backward(dloss, logits, targets, mask)
         del logits  # (B, T, V) is the largest array there is
         return loss, self.backward(dlogits, acts, only)

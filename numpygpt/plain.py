@@ -85,6 +85,9 @@ def decode(ids, vocab):
 #
 # The model is a row of *blocks* (see `block`). Each layer norm and each linear has two arrays, a
 # weight and a bias. In params, those of block 3's first layer norm are "h.3.ln_1.weight", ".bias".
+# The names are OpenAI's: wte and wpe are the tables of token and position embeddings, C numbers for
+# each; c_attn makes queries, keys and values; c_fc and c_proj lead into the MLP and back out of it,
+# and a c_proj out of attention; ln_1, ln_2 and ln_f, the final one, are layer norms.
 
 
 def n_layer(params):
@@ -156,7 +159,10 @@ def attention_pattern(q, k):
 
 
 def attention(q, k, v):
-    """Each token collects the values v of those it sees, by its shares. q, k, v (T, D) -> (T, D)"""
+    """Each token collects the values v of those it sees, by its shares. q, k, v (T, D) -> (T, D)
+
+    A token's value is what it hands to those that look at it.
+    """
     return attention_pattern(q, k) @ v
 
 
@@ -350,9 +356,10 @@ def loss_and_grads(tokens, targets, params, n_head):
     for i in reversed(range(n_layer(params))):
         dx, dblock = block_backward(dx, x[i], under(params, f"h.{i}."), n_head)
         grads |= {f"h.{i}.{name}": g for name, g in dblock.items()}
-    np.add.at(dwte, tokens, dx)  # wte was used at both ends, so its two gradients add up
+    # wte was used at both ends, so its two gradients add up; add.at, as a token may occur twice.
+    np.add.at(dwte, tokens, dx)
     grads["wpe.weight"] = np.zeros_like(wpe)
-    grads["wpe.weight"][:length] = dx.reshape(-1, *dx.shape[-2:]).sum(0)
+    grads["wpe.weight"][:length] = dx.reshape(-1, *dx.shape[-2:]).sum(0)  # over all texts
     return cross_entropy(logits, targets), {name: grads[name] for name in params}
 
 

@@ -106,6 +106,13 @@ def test_the_folder_holds_the_model_of_the_lowest_validation_loss(tmp_path):
     same(saved.params, parameters[15])
 
 
+def test_a_measure_that_is_never_finite_has_no_best_and_ends_nothing(tmp_path):
+    begun = text_run(tmp_path, SETTINGS | {"steps": 6})
+    begun.measure = lambda: {"validation": math.nan}
+    steps = list(run.resumable(begun, evaluate_every=1, patience=1))
+    assert [(s.number, s.best, s.ended) for s in steps[-2:]] == [(5, None, ""), (6, None, "steps")]
+
+
 def test_patience_ends_a_run_and_it_stays_ended(tmp_path):
     losses = iter([5.0, 4.0, 4.5, 4.2, 3.0])
 
