@@ -276,9 +276,10 @@ def test_hellaswag_by_hand():
         {"ctx": "q", "endings": ["x", "abcde", "xx", "xxx"], "label": 0},
         {"ctx": "q", "endings": ["x", "abcde", "xx", "xxx"], "label": "1"},
         {"ctx": "q", "endings": ["ab", "zz", "zzz", "zzzz"], "label": 0},
+        {"ctx": "q", "endings": ["x", "abcde", "xx", "xxx"], "label": 2},
     ]
     result = evaluate.hellaswag(NextLetter(), Letters(), items)
-    assert result == {"accuracy": 2 / 4, "accuracy_norm": 3 / 4, "items": 4}
+    assert result == {"accuracy": 2 / 5, "accuracy_norm": 3 / 5, "items": 5}
 
 
 CBT = """1 The fox sat .
