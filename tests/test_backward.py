@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import save_golden
 from golden import models
 
 import numpygpt
@@ -14,7 +15,7 @@ from numpygpt import cli, ops
 from numpygpt.check import backward
 from numpygpt.check.diagnose import report
 from numpygpt.check.fixtures import STRINGS, tokenizer_fixtures
-from numpygpt.formats import dump, safetensors
+from numpygpt.formats import dump
 from numpygpt.model import GPT2, Config, as_dtype, with_ops
 
 PORTING = Path(__file__).parent.parent / "notebooks" / "porting"
@@ -148,14 +149,7 @@ def test_their_own_targets_and_other_weights():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model")
-    fields = {
-        "vocab_size": 23, "n_positions": 11, "n_embd": 28, "n_head": 4, "n_layer": 3, "n_inner": 19,
-        "layer_norm_epsilon": 1e-5, "model_type": "gpt2",
-    }  # fmt: skip
-    (path / "config.json").write_text(json.dumps(fields))
-    safetensors.write(path / "model.safetensors", MODEL.params)
-    return path
+    return save_golden(tmp_path_factory.mktemp("model"), MODEL.params)
 
 
 @pytest.mark.parametrize("name", ["state.npz", "state.safetensors", "state/", "state"])

@@ -1,5 +1,6 @@
 """The commands as a person types them: what they print, where, and with which exit status."""
 
+import functools
 import json
 import os
 import re
@@ -7,37 +8,22 @@ import signal
 import subprocess
 import sys
 
-import numpy as np
+import commands
 import pytest
+from commands import TEXT
 
 import numpygpt
-from numpygpt import cli
-
-TEXT = "A cat sat on a mat, and the cat saw a rat. The rat ran, so the cat ran too.\n" * 9
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A small model with random weights, saved."""
-    tokenizer = numpygpt.Tokenizer.train(TEXT, 280)
-    config = numpygpt.Config(280, 32, 24, 3, 2)
-    model = numpygpt.GPT2(config, numpygpt.init(config, np.random.default_rng(0)))
-    folder = tmp_path_factory.mktemp("models") / "small"
-    numpygpt.save(model, tokenizer, folder)
-    return folder
+    return commands.save_small(tmp_path_factory.mktemp("models") / "small")
 
 
 @pytest.fixture
 def run(capsys):
-    def run(*words):
-        try:
-            status = cli.main([str(word) for word in words])
-        except SystemExit as ended:
-            status = ended.code
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
+    return functools.partial(commands.run, capsys)
 
 
 def shell(*words, **options):

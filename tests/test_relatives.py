@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import run
 
 import numpygpt
-from numpygpt import cli
 from numpygpt.family import bert, gpt1
 from numpygpt.formats import safetensors
 from numpygpt.look import analyze
@@ -242,15 +242,6 @@ def test_gpt1s_one_file_vocabulary(gpt1_folder):
     (gpt1_folder / "vocab.json").unlink()
     (gpt1_folder / "tokenizer.json").write_text(json.dumps(content))
     assert numpygpt.load(gpt1_folder)[1].encode("There all!") == expected.encode("There all!")
-
-
-def run(capsys, *arguments):
-    try:
-        status = cli.main([str(a) for a in arguments])
-    except SystemExit as ended:
-        status = ended.code
-    out, err = capsys.readouterr()
-    return status, out, err
 
 
 @pytest.mark.parametrize(

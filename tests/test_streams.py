@@ -6,24 +6,19 @@ import subprocess
 import sys
 import time
 
+import commands
 import numpy as np
 import pytest
+from commands import TEXT
 
 import numpygpt
 from numpygpt import cli
 from numpygpt.cli.shell import shown
 
-TEXT = "A cat sat on a mat, and the cat saw a rat. The rat ran, so the cat ran too.\n" * 9
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    tokenizer = numpygpt.Tokenizer.train(TEXT, 280)
-    config = numpygpt.Config(280, 32, 24, 3, 2)
-    model = numpygpt.GPT2(config, numpygpt.init(config, np.random.default_rng(0)))
-    folder = tmp_path_factory.mktemp("models") / "small"
-    numpygpt.save(model, tokenizer, folder)
-    return folder
+    return commands.save_small(tmp_path_factory.mktemp("models") / "small")
 
 
 def shell(words, redirection=""):

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from commands import save_golden
 from golden import models
 
 from numpygpt import cli
@@ -231,15 +232,8 @@ def test_every_unusable_file_is_one_sentence_and_status_2(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, model):
-    """A model without a vocabulary, and two dumps."""
-    path = tmp_path_factory.mktemp("model")
-    fields = {
-        "vocab_size": 23, "n_positions": 11, "n_embd": 28, "n_head": 4, "n_layer": 3, "n_inner": 19,
-        "layer_norm_epsilon": 1e-5, "model_type": "gpt2",
-    }  # fmt: skip
-    (path / "config.json").write_text(json.dumps(fields))
-    safetensors.write(path / "model.safetensors", model.params)
-    return path
+    """A model without a vocabulary."""
+    return save_golden(tmp_path_factory.mktemp("model"), model.params)
 
 
 IDS = ["--tokens", "3 22 0 7 7", "--tokens", "1,9,14,2,20"]

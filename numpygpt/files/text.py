@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from numpygpt.formats import CheckpointError
+from numpygpt.formats import CheckpointError, unique
 
 # What a file begins with that is not text, or not in UTF-8. UTF-32's mark begins as UTF-16's does.
 OTHER_BEGINNINGS = {
@@ -100,7 +100,7 @@ def read_json(path: str | os.PathLike) -> dict:
     if (size := path.stat().st_size) > MAX_JSON:
         raise CheckpointError(f"{path} has {size:,} bytes, too many for what it is: get it again")
     try:
-        content = json.loads(read(path), object_pairs_hook=_unique)
+        content = json.loads(read(path), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a JSON file ({error}): get it again") from None
     if not isinstance(content, dict):
@@ -134,7 +134,7 @@ def json_lines(
 
 def _row(where, line, fields, sometimes):
     try:
-        item = json.loads(line, object_pairs_hook=_unique)
+        item = json.loads(line, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON ({error}): write one object a line") from None
     if not isinstance(item, dict):
@@ -152,13 +152,6 @@ def _row(where, line, fields, sometimes):
             shown = kind or json.dumps(item[name])
             raise ValueError(f"{where}: {name} must be {error}, not {shown:.60}") from None
     return row
-
-
-def _unique(pairs):
-    item = dict(pairs)
-    if len(item) < len(pairs):
-        raise ValueError("it has the same key twice")
-    return item
 
 
 def string(value) -> str:

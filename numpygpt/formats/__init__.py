@@ -17,7 +17,16 @@ def size_of(path) -> int:
     return status.st_size
 
 
-# Below the class, because both rooms import it from here.
+def unique(pairs) -> dict:
+    """A dict of a JSON object's pairs; ValueError for a key that is there twice, of which JSON
+    readers keep the last without a word. For `json.loads(..., object_pairs_hook=unique)`."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("it has the same key twice")
+    return content
+
+
+# Below, because both rooms import from here what stands above.
 from numpygpt.formats import safetensors, tensorflow  # noqa: E402
 
 __all__ = ["CheckpointError", "safetensors", "tensorflow"]

@@ -16,7 +16,7 @@ import os
 import numpy as np
 
 from numpygpt.files.atomic import writing
-from numpygpt.formats import CheckpointError
+from numpygpt.formats import CheckpointError, unique
 
 # A tenth of the official reader's; a tensor takes about 100 bytes, and GPT-2's largest has 580.
 MAX_HEADER_BYTES = 10_000_000
@@ -163,20 +163,13 @@ def _parse(path, header):
     try:
         # json would keep the last of two equal keys, and read NaN; both are signs of damage here.
         parsed = json.loads(
-            header.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse
+            header.decode("utf-8"), object_pairs_hook=unique, parse_constant=_refuse
         )
     except (ValueError, RecursionError) as error:  # bad UTF-8 and bad JSON are ValueErrors
         raise CheckpointError(f"{path} has a damaged header ({error}): get it again") from None
     if not isinstance(parsed, dict):
         raise CheckpointError(f"{path} has a header that is not a JSON object: get it again")
     return parsed
-
-
-def _unique(pairs):
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        raise ValueError("the same key twice")
-    return result
 
 
 def _refuse(constant):
