@@ -209,6 +209,16 @@ def test_info(run, folder):
     assert table["bytes of weights"] == f"{21984 * 4:,}"
 
 
+@pytest.mark.parametrize("name, count", [("gpt2", "124,439,808"), ("1558M", "1,557,611,200")])
+def test_info_of_a_released_model_needs_no_weights(run, tmp_path, monkeypatch, name, count):
+    for variable in ("NUMPYGPT_WEIGHTS", "HF_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    status, out, err = run("info", name)
+    assert status == 0 and err.count("\n") == 1 and f"{name} is not on this machine" in err
+    table = dict(re.findall(r"^ *([a-z_A-Z][\w, ]*?) {2,}([\d,]+)", out, flags=re.M))
+    assert table["parameters"] == count and table["n_vocab"] == "50,257"
+
+
 def test_train_writes_a_model_that_generates(run, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text(TEXT * 20, encoding="utf-8")

@@ -929,10 +929,10 @@ def test_a_bar_on_a_terminal_and_ctrl_c(server, offer, tmp_path, monkeypatch):
 def test_a_model_that_is_not_here_is_fetched_if_somebody_watches(empty_home, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(cli.models, "fetch", lambda name: asked.append(name) or GOLDEN)
-    assert main(["info", "gpt2"]) != 0
+    assert main(["generate", "A", "--model", "gpt2"]) != 0
     assert "run `numpygpt download gpt2`" in capsys.readouterr().err and asked == []
     monkeypatch.setattr(sys, "stderr", Terminal())
-    assert main(["info", "gpt2"]) != 0  # what was fetched here is no model
+    assert main(["generate", "A", "--model", "gpt2"]) != 0  # what was fetched here is no model
     assert asked == ["124M"]
 
 

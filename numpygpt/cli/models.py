@@ -3,30 +3,43 @@
 import dataclasses
 import sys
 
+import numpy as np
+
 from numpygpt.cli.shell import MODEL, say
 
 
 def info_command(args):
     """Show a model's configuration, parameters by part, bytes and FLOPs."""
-    from numpygpt.files import checkpoint, pretrained
-    from numpygpt.look import analyze
-    from numpygpt.model import GPT2
+    from numpygpt.files import checkpoint, download, pretrained
+    from numpygpt.model import GPT2, SIZES
 
     if args.family:
         _family()
+        return
+    official = download.official_name(args.model)
+    if official in SIZES and download.find(official) is None:
+        say(f"{args.model} is not on this machine: this is its configuration, in float32")
+        _gpt2(SIZES[official])
         return
     model, tokenizer = load(args.model, also=["GPT1", "Bert"])
     if not isinstance(model, GPT2):
         _relative(checkpoint.relative(pretrained.find(args.model)), model, tokenizer)
         return
-    config, itemsize = model.config, model.dtype.itemsize
+    _gpt2(model.config, model.dtype, tied="lm_head.weight" not in model.params)
+
+
+def _gpt2(config, dtype="float32", tied=True):
+    """What a GPT-2 of this configuration has and costs: no weights are needed for that."""
+    from numpygpt.look import analyze
+
+    itemsize = np.dtype(dtype).itemsize
     for name, value in dataclasses.asdict(config).items():
         print(f"{name:<20}{value:>16,}" if isinstance(value, int) else f"{name:<20}{value:>16}")
-    counts = analyze.parameter_counts(config, tied="lm_head.weight" not in model.params)
+    counts = analyze.parameter_counts(config, tied)
     print(f"\n{'parameters':<20}{sum(counts.values()):>16,}")
     for part, count in counts.items():
         print(f"  {part:<18}{count:>16,}")
-    print(f"\n{'bytes of weights':<20}{sum(counts.values()) * itemsize:>16,}  ({model.dtype})")
+    print(f"\n{'bytes of weights':<20}{sum(counts.values()) * itemsize:>16,}  ({dtype})")
     cache = config.n_ctx * analyze.cache_bytes_per_token(config, itemsize)
     print(f"{'bytes of KV cache':<20}{cache:>16,}  ({config.n_ctx} tokens)")
     for keys in (1, config.n_ctx):

@@ -206,7 +206,11 @@ def tokenize_command(args):
         return
     for i in ids:
         print(f"{i:>6}  {tokenizer.tokens[i]}")
-    say(f"{len(ids)} tokens, {len(text.encode('utf-8', 'replace'))} bytes, vocabulary {args.model}")
+    size = len(text.encode("utf-8", "replace"))
+    whose = f"the vocabulary of {args.model}"
+    if args.model == "gpt2":
+        whose = "GPT-2's vocabulary (another's: --model stories)"
+    say(f"{len(ids)} tokens, {size} bytes, {whose}")
 
 
 def _tokenizer(name):
@@ -273,7 +277,7 @@ def add(command):
 
     p = command(tokenize_command)
     p.add_argument("text", nargs="?", help="default: standard input")
-    p.add_argument("--model", default="gpt2", help="whose vocabulary")
+    p.add_argument("--model", default="gpt2", help="whose vocabulary (default: gpt2)")
     p.add_argument("--special", action="store_true", help="read <|endoftext|> as the special token")
     p.add_argument("--ids", action="store_true", help="print the ids alone, on one line")
     p.add_argument("--show-work", action="store_true", help="pre-tokens, bytes and every merge")
