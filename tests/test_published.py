@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -362,6 +363,9 @@ def test_every_row_can_be_read():
             assert set(check) <= {"what", "measure", "with", "expected", "tolerance", "why"}
             assert check["measure"] in measure.MEASUREMENTS, row["id"]
             assert check["what"] and check["why"], row["id"]
+            if check["measure"] == "file_hash":
+                digest = published._published(None, check["expected"])
+                assert re.fullmatch("[0-9a-f]{32}|[0-9a-f]{64}", digest), row["id"]
             assert set(check.get("tolerance", {})) <= {"abs", "rel", "scale", "decimals", "digits"}
 
 

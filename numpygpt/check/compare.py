@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from numpygpt import ops
 from numpygpt.check import align as names_and_layouts
 from numpygpt.check import backward, processing
 from numpygpt.check.diagnose import Case, Diagnosis, diagnose, difference
@@ -217,10 +218,7 @@ def _as_logits(theirs, model, ids):
     unembed = model.ops.unembed
 
     def log_probabilities(x, table):
-        logits = unembed(x, table)
-        top = logits.max(-1, keepdims=True)
-        logs = logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
-        return np.maximum(logs, LEAST)
+        return np.maximum(ops.log_softmax(unembed(x, table)), LEAST)
 
     rest = {n: a for n, a in theirs.items() if n == name or n not in kinds}
     remark = f"{name} holds {kinds[name]}, not logits: logarithms of probabilities are compared"

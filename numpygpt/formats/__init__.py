@@ -3,6 +3,8 @@
 import os
 import stat
 
+import numpy as np
+
 
 class CheckpointError(ValueError):
     """A checkpoint file is damaged, incomplete, or not the kind of file it should be."""
@@ -15,6 +17,11 @@ def size_of(path) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointError(f"{path} is not a file but a folder, pipe or device: name a file")
     return status.st_size
+
+
+def widened(bits):
+    """float32 from the bits of a bfloat16, uint16 as NumPy has none: they are the upper half."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def unique(pairs) -> dict:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from numpygpt.files.atomic import writing
-from numpygpt.formats import safetensors, size_of
+from numpygpt.formats import safetensors, size_of, widened
 
 MAX_JSON = 100_000_000  # bytes
 MAX_UNPACKED = 200  # times its size in the file; attention that is half zeros packs to a third
@@ -145,7 +145,7 @@ def _is_shape(shape):
 def _widened(array):
     if array.dtype != BFLOAT16:
         return array
-    return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return widened(array.view(np.uint16))
 
 
 def write(path: str | os.PathLike, arrays: dict[str, np.ndarray], model: str = ""):

@@ -16,7 +16,7 @@ import os
 import numpy as np
 
 from numpygpt.files.atomic import writing
-from numpygpt.formats import CheckpointError, unique
+from numpygpt.formats import CheckpointError, unique, widened
 
 # A tenth of the official reader's; a tensor takes about 100 bytes, and GPT-2's largest has 580.
 MAX_HEADER_BYTES = 10_000_000
@@ -124,8 +124,8 @@ def _open(path):
 def _decode(raw, dtype):
     """Bytes (n,) -> numbers (m,). A view where possible, a copy where the file left no choice."""
     numbers = raw.view(DTYPES[dtype])
-    if dtype == "BF16":  # the upper half of a float32
-        return (numbers.astype(np.uint32) << 16).view(np.float32)
+    if dtype == "BF16":
+        return widened(numbers)
     if dtype == "F16":
         return numbers.astype(np.float32)
     if dtype == "BOOL":  # NumPy believes that a bool is 0 or 1; the file may hold any byte

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from numpygpt.formats import CheckpointError
+from numpygpt.formats import CheckpointError, widened
 
 MAGIC = 0xDB4775248B80FB57
 FOOTER_BYTES = 48
@@ -88,8 +88,8 @@ def _decode(path, name, dtype, raw, crc):
             "and download it again"
         )
     numbers = raw.view(DTYPES[dtype])
-    if dtype == BFLOAT16:  # the upper half of a float32
-        return (numbers.astype(np.uint32) << 16).view(np.float32)
+    if dtype == BFLOAT16:
+        return widened(numbers)
     if dtype == HALF:
         return numbers.astype(np.float32)
     return np.require(numbers, requirements="A")  # a copy where the data lies at an odd address

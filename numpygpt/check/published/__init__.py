@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from numpygpt import model as gpt2
+from numpygpt.bpe import END_OF_TEXT
 from numpygpt.check.published.measure import (
     MEASUREMENTS,
     Missing,
@@ -26,6 +27,7 @@ from numpygpt.check.published.measure import (
     tensor,
 )
 from numpygpt.files import download
+from numpygpt.files.download import facts
 from numpygpt.model import GPT2, Config, with_ops
 
 
@@ -151,13 +153,17 @@ def allowance(published, tolerance: dict):
 def _shown(given):
     text = given.get("texts", given.get("text", given.get("file", given.get("ids", ""))))
     text = text[0] if isinstance(text, list) and text and isinstance(text[0], str) else text
-    return ("<|endoftext|>" if given.get("bos") else "") + str(text)
+    return (END_OF_TEXT if given.get("bos") else "") + str(text)
 
 
 def _published(subject, expected):
-    """The published value: in the row, or where the row says it stands in a file."""
+    """The published value: in the row, or where the row says it stands: in a file, or, where it is
+    the hash of an official file, among the facts of the download."""
     if not isinstance(expected, dict):
         return expected
+    if "digest" in expected:
+        _, digest = getattr(facts, expected["digest"])
+        return digest.partition(":")[2]
     path = find(subject, expected["file"])
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:

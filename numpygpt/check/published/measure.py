@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from numpygpt import beam, evaluate, ops, optim, sample
+from numpygpt.files.download import facts
 from numpygpt.files.text import HELLASWAG, LAMBADA, json_lines
 from numpygpt.look import analyze
 from numpygpt.model import GPT2
@@ -69,13 +70,11 @@ FILES = {
     ),
 }  # fmt: skip
 SHA256 = {
-    "tinyshakespeare_input.txt": "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-    "the-verdict.txt": "b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f",
-    "instruction-data.json": "7e09a9af353722ca15c18bc580f093f9c39d3178335a75177319cb1e1d163944",
-    "gpt-nano-sort-model.json": "a38d5f450e0c808305973c587cdd389ca4de92bbf60fa6a4482bf9a03f0a6051",
-    "gpt-nano-sort-t0-partials.json": (
-        "642b29b966fc4d90e4672a54c7cfda72b5249427b2b1561c83cd536b857195e9"
-    ),
+    file.name: file.digest.removeprefix("sha256:")
+    for files in facts.GITHUB_FILES.values()
+    for file in files
+    if file.digest
+} | {
     "blimp_distractor_agreement_relational_noun.tsv": (
         "ab8b193e11eb0456a5d9ae9612f7b1e8b5b39205bf74161ed335a21b00f3ee23"
     ),

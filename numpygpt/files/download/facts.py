@@ -28,6 +28,7 @@ VOCAB = (1_042_301, "sha256:196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2
 MERGES = (456_318, "sha256:1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5")
 CONFIG = (665, "sha256:0daed7749b4f02b8f76240d5444551d7b08712dab4d0adb8239c56ba823bb7b4")
 WEIGHTS = (548_105_171, "sha256:248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707")
+DATA_124M = (497_759_232, "md5:f48b9cf1a525a603be52258f69bf9162")
 XL_CONFIG = (None, "sha256:be48115d52314bc27327e160bf10197760db02ea689d10adb24db4102edf7a8a")
 XL_WEIGHTS = (None, "sha256:0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a")
 
@@ -38,8 +39,7 @@ OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/models"
 INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00001"
 OPENAI_NAMES = ("checkpoint", "hparams.json", INDEX, "model.ckpt.meta", DATA)
 OPENAI_FACTS = {
-    "124M": ((77,), (90,), (5_215,), (471_155,),
-             (497_759_232, "md5:f48b9cf1a525a603be52258f69bf9162")),
+    "124M": ((77,), (90,), (5_215,), (471_155,), DATA_124M),
     "355M": ((77,), (91,), (10_399,), (926_519,), (1_419_292_672,)),
     "774M": ((), (), (), (), (3_096_120_320,)),
     "1558M": ((77,), (91,), (), (), (6_230_444_800,)),
