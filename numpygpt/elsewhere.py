@@ -9,6 +9,10 @@ write instead. Nobody need open it to read on.
 
 import functools
 import inspect
+from collections.abc import Callable
+from typing import TypeVar
+
+Function = TypeVar("Function", bound=Callable)  # it stays what it is, to editors as well
 
 # Of generate, stream and complete.
 GENERATING = {
@@ -52,7 +56,7 @@ TOKENIZING = {
 }
 
 
-def names(known: dict[str, str]):
+def names(known: dict[str, str]) -> Callable[[Function], Function]:
     """A decorator: a keyword that the function does not take is a TypeError saying what to write.
 
     known: name -> what to do instead. The function's signature stays as it is.
