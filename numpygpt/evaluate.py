@@ -312,16 +312,17 @@ def score_after(model, context: list[int], candidates, banned=None) -> list[Scor
     return scored
 
 
-def _can_be_read_once(model, rows):
-    """Whether all rows have one context, the model has a cache for it, and it spares much."""
+def _read_once(model, rows):
+    """The context, if all rows have the same, the model has a cache for it, and it spares much."""
     context = rows[0][0]
     lengths = [len(ids) for _, ids in rows]
-    return (
+    worth_it = (
         hasattr(model, "cache")
         and all(other == context and ids for other, ids in rows)
         and len(context) * (len(rows) - 1) > sum(lengths)
         and len(context) + max(lengths) <= model.config.n_ctx + 1
     )
+    return context if worth_it else None
 
 
 def continuations(model, context: list[int], candidates: list[list[int]]) -> list[Scored]:
@@ -341,14 +342,14 @@ def score_questions(
     waiting = []
     for question in itertools.chain(questions, [None]):
         rows = sum(len(one.rows) for one in waiting)
-        once = question is not None and _can_be_read_once(model, question.rows)
-        if waiting and (question is None or once or rows + len(question.rows) > batch):
+        context = None if question is None else _read_once(model, question.rows)
+        full = question is None or context is not None or rows + len(question.rows) > batch
+        if waiting and full:
             scored = iter(score(model, [row for one in waiting for row in one.rows], banned))
             for one in waiting:
                 yield list(itertools.islice(scored, len(one.rows)))
             waiting = []
-        if once:
-            context = question.rows[0][0]
+        if context is not None:
             yield score_after(model, context, [ids for _, ids in question.rows], banned)
         else:
             waiting.append(question)

@@ -228,7 +228,7 @@ def attention_scores(q, k, pads=None):
     padding position sees itself alone: nobody reads its result, but a softmax over nothing would be
     NaN, and 0 * NaN is NaN in the rows that do count.
     """
-    scores = (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)  # (1) q is scaled, not T x S scores
+    scores = (q * q.shape[-1] ** -0.5) @ k.swapaxes(2, 3)  # (1) q is scaled, not T x S scores
     if q.shape[2] > 1 or pads is not None:  # a single query is the last and sees every key
         hidden = _hidden(scores, pads)
         scores[..., -hidden.shape[-1] :] += hidden  # (2)
@@ -253,7 +253,7 @@ def attention_scores_backward(dy, q, k, pads=None):
     """
     scale = q.shape[-1] ** -0.5
     dq = dy @ k * scale
-    dk = dy.swapaxes(-1, -2) @ (q * scale)
+    dk = dy.swapaxes(2, 3) @ (q * scale)
     return dq, dk
 
 
@@ -264,7 +264,7 @@ def attention_values(pattern, v):
 
 def attention_values_backward(dy, pattern, v):
     """dpattern = dy v^T, dv = pattern^T dy."""
-    return dy @ v.swapaxes(-1, -2), pattern.swapaxes(-1, -2) @ dy
+    return dy @ v.swapaxes(2, 3), pattern.swapaxes(2, 3) @ dy
 
 
 # ---- from the last hidden state to the loss -----------------------------------------------------

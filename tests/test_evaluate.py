@@ -538,14 +538,16 @@ def test_when_a_shared_context_is_worth_reading_once(gpt):
     """Where it spares more tokens than the candidates have, and all of it fits."""
 
     def once(context, lengths, model=gpt):
-        return evaluate._can_be_read_once(model, [([1] * context, [2] * n) for n in lengths])
+        found = evaluate._read_once(model, [([1] * context, [2] * n) for n in lengths])
+        assert found in (None, [1] * context)
+        return found is not None
 
     assert once(5, [4, 3, 2]) and not once(5, [4, 4, 2])  # 5 are spared twice
     assert not once(5, [4]) and once(5, [2, 2]) and not once(5, [3, 2])
     assert once(7, [2, 2]) and not once(7, [3, 1])  # n_ctx + 1 = 9
     assert not once(5, [2, 1, 0])
     assert not once(5, [2, 2], NextLetter())  # which has no cache
-    assert not evaluate._can_be_read_once(gpt, [([1] * 5, [2]), ([1] * 4 + [3], [2])])
+    assert evaluate._read_once(gpt, [([1] * 5, [2]), ([1] * 4 + [3], [2])]) is None
 
 
 def test_batches_of_a_text_can_be_begun_in_the_middle(gpt):
