@@ -41,8 +41,9 @@ def complete(
 
     Text p * num_return_sequences + r is the r-th that follows prompt p. It ends before an end token
     of the model, before a `stop` (ids, or strings in the new text), after max_new_tokens, or where
-    the context is full. num_beams: the likeliest texts that `beam_search` finds with so many beams,
-    the best first, instead of drawn ones. Everything else, and what is raised, is as in `stream`.
+    the context is full. num_beams: the likeliest texts that `beam_search` finds, with that many
+    beams and the best first, instead of drawn ones. Everything else, and what is raised, is as in
+    `stream`.
     """
     if num_beams is not None:
         drawn = (temperature, top_k, top_p, seed, rng) != (1.0, None, None, None, None)

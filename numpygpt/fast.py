@@ -216,7 +216,7 @@ def kept_memory():
     again; so do the layers of a long prompt, on a smaller scale. The C library of Linux (glibc)
     gives large pieces back to the system when they are freed; when they are needed again, the
     system fills them with zeros, 4 kB by 4 kB, each with an interrupt. That took a fifth of the
-    time of a training step. Where the C library is another there is nothing to set.
+    time of a training step. With another C library there is nothing to set.
     """
     return _keeper.keep()
 
@@ -483,7 +483,7 @@ def _along_the_sum(x, w, y):
 
 
 def _equal(count, parts):
-    """Slices that cut `count` into so many parts, as equal as can be."""
+    """Slices that cut `count` into that many parts, as equal as can be."""
     edges = [round(i * count / parts) for i in range(parts + 1)]
     return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
 

@@ -54,7 +54,7 @@ class LoRA:
         return f"LoRA(rank={self.rank}, alpha={self.alpha}, {count:,} parameters that learn)"
 
     def merged(self):
-        """The model with W' in the place of W; the other parameters are the same arrays."""
+        """The model with W' in place of W; the other parameters are the same arrays."""
         for name, w in self.base.items():
             a, b = self.params[f"{name}.lora_A"], self.params[f"{name}.lora_B"]
             self._model.params[f"{name}.weight"] = w + (self.alpha / self.rank) * (a @ b)

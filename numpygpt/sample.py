@@ -342,7 +342,7 @@ def check_logits(logits):
 
 
 def check_memory(config, rows, length):
-    """Raises ValueError where keys, values and logits of so many rows cannot fit the machine."""
+    """Raises ValueError where keys, values and logits of that many rows cannot fit the machine."""
     each = 8 * config.n_layer * config.n_embd * min(length, config.n_ctx) + 8 * config.n_vocab
     memory = fast.machine_memory()
     if rows * each > memory:

@@ -253,7 +253,7 @@ def test_numbers_for_names(model, record):
 @pytest.mark.parametrize("alphabetical", [False, True])
 @pytest.mark.parametrize("wrong", ["positions", "ln_1", "scores", "gelu", "per head"])
 def test_names_without_a_dictionary_and_a_mistake(model, wrong, alphabetical):
-    """What follows the mistake has other values: their numbers, put in the place of ours, give
+    """What follows the mistake has other values: their numbers, put in place of ours, give
     what follows them. Names are found although every value after the mistake is another."""
     ops = model.ops
     change = {

@@ -244,7 +244,7 @@ def align(theirs: dict, ours: dict, model=None, names=None, replayed=None) -> Al
     ours: our record of the same run, which tells the shapes. model: for norms that were written
     before their gain, and for what is not an entry. names: their name -> ours, or None for what is
     to be left out; it goes before everything else. replayed: given entries -> our record with these
-    in the place of what was computed, for what comes after a mistake.
+    in place of what was computed, for what comes after a mistake.
     Raises ValueError where `names` has a name that is not there, or an array does not fit it.
     """
     n_layer = 1 + max((int(name.split(".")[1]) for name in ours if name[:2] == "h."), default=0)
@@ -432,7 +432,7 @@ def _by_value_and_order(tries, unknown, ours, n_layer, replayed):
 
 
 def _drop_contradicted(tries, unknown, ours, at):
-    """A guess whose numbers are others, while what is computed from them is right, was wrong."""
+    """A guess whose numbers differ, while what is computed from them is right, was wrong."""
     right = [
         t.entry for t in tries
         if t.entry in at and t.entry in t.views

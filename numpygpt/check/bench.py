@@ -519,7 +519,7 @@ def _read_and_step(model, n, seconds):
 
 
 def _quickest(work, seconds):
-    """The least of the durations of `work`, repeated for so many seconds, once at least."""
+    """The shortest duration of `work`, repeated for that many seconds, at least once."""
     durations, start = [], time.perf_counter()
     while not durations or time.perf_counter() - start < seconds:
         durations.append(timed(work))
@@ -578,7 +578,7 @@ def _panels(model, limit, lengths, reading, step, held):
 
 @contextlib.contextmanager
 def temporary_model(config):
-    """A model of random weights in a folder that goes again, loaded from there: (folder, model)."""
+    """A model of random weights in a temporary folder, loaded from there: (folder, model)."""
     with tempfile.TemporaryDirectory(prefix="numpygpt-bench-") as folder:
         random = GPT2(config, init(config, np.random.default_rng(0)))
         checkpoint.save(random, Tokenizer.gpt2(), folder)

@@ -192,7 +192,7 @@ def _looks_like_tokens(name, array, model):
     return rows.shape[1] == 1 or not (np.diff(rows, axis=1) == 1).all()
 
 
-# ---- probabilities in the place of logits -------------------------------------------------------
+# ---- probabilities in place of logits -----------------------------------------------------------
 
 
 def _as_logits(theirs, model, ids):

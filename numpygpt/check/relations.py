@@ -229,7 +229,7 @@ def _added(step) -> Iterator:
                 swapped = step.right - own_bias + a
                 yield (
                     "parameter", f"bias {kind(name)}",
-                    f"have {name} in the place of {own}", swapped,
+                    f"have {name} in place of {own}", swapped,
                 )  # fmt: skip
         yield "added", f"{s:.3g} {kind(name)}", text, step.right + s * a
     if len(rows) > 2:
@@ -486,12 +486,12 @@ def _linear(step) -> Iterator:
             there = other.removesuffix(".weight")
             yield (
                 "parameter", f"weight {kind(there)}",
-                f"have {there}.weight and .bias in the place of {name}'s",
+                f"have {there}.weight and .bias in place of {name}'s",
                 x @ weight + p.get(f"{there}.bias", b),
             )  # fmt: skip
             yield (
                 "parameter", f"weight {kind(there)} alone",
-                f"have {other} in the place of {name}.weight", x @ weight + b,
+                f"have {other} in place of {name}.weight", x @ weight + b,
             )  # fmt: skip
     for axis, label in ((0, "rows"), (1, "columns")):
         yield (

@@ -109,7 +109,7 @@ def _files_and_prompts(args):
 
 
 def _dumps(files, args):
-    """Their arrays, ours or {}, and the name of the model, None if nobody says it."""
+    """Their arrays, ours or {}, and the name of the model, None if it is not given."""
     from numpygpt.check import trace
     from numpygpt.formats import dump
 

@@ -240,7 +240,7 @@ def add(command):
     p.add_argument("--stride", type=int, help="of perplexity's windows; none: n_ctx")
     p.add_argument("--held-out", metavar="FILE", help="text that was not trained on (memorisation)")
     p.add_argument("--prefix", type=positive, help="tokens shown, and asked for (memorisation)")
-    p.add_argument("--limit", type=positive, help="only so many tokens, pages, items or windows")
+    p.add_argument("--limit", type=positive, help="only this many tokens, pages, items or windows")
     p.add_argument("--batch", type=positive, help="rows that go through the model at a time")
     p.add_argument("--keep", metavar="FILE", help="keep results here, and go on from there")
     p.add_argument("--seed", type=int, default=0, help="of intervals, and of the windows drawn")

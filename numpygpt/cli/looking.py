@@ -367,7 +367,7 @@ def add(command):
     p.add_argument("--model", **MODEL)
     p.add_argument("--layer", type=int, help="of attention and heads (default: 0)")
     p.add_argument("--head", type=int, help="of attention (default: 0)")
-    p.add_argument("--top", type=positive, help="so many tokens (next; default: 15)")
+    p.add_argument("--top", type=positive, help="how many tokens (next; default: 15)")
     p.add_argument("--target", help="token whose logit is looked at (attribution; else the best)")
     p.add_argument("--against", help="token whose logit is taken off it (attribution)")
     p.add_argument("--length", type=positive, help="of what is repeated (induction; default: 50)")

@@ -84,7 +84,7 @@ def _family():
     )
     print("context. BERT keeps no cache, since it writes nothing; the Transformer's is of its own")
     print("words and of a source as long, and its FLOPs are of one token read and one written.")
-    print("\n*  the authors' number is another than this one, rounded:")
+    print("\n*  the authors' number differs from this one, rounded:")
     for row in rows:
         if not row.agrees:
             print(f"   {row.name}: {row.printed} printed, {row.rounded} counted")

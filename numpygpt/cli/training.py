@@ -210,7 +210,7 @@ def _training_options(p, batch, lr):
     p.add_argument("--save-every", type=positive, default=200, help="steps")
     p.add_argument("--evaluate-every", type=positive, help="steps (default: a tenth of them)")
     p.add_argument(
-        "--patience", type=positive, help="end after so many measurements without a lower loss"
+        "--patience", type=positive, help="end after this many measurements without a lower loss"
     )
     p.add_argument("--half", action="store_true", help="write the model as float16")
 

@@ -645,7 +645,7 @@ def _without_dy(check):
 
 
 def _way(mistake, f, merged):
-    """What stands in the place of the right way; merged: a piece of text, merged as one word."""
+    """What stands in place of the right way; merged: a piece of text, merged as one word."""
     make = mistake.make
     if mistake.place == "bpe.Tokenizer.encode":
         return lambda text: make(f.tokenizer, text)

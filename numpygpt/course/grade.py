@@ -204,7 +204,7 @@ def judged(check: Check, f: Fixture, outcome: dict, before=(), worker=None) -> R
 
 
 class _NoAnswer(ValueError):
-    """The student's function gave nothing that can be used in the place of ours."""
+    """The student's function gave nothing that can be used in place of ours."""
 
 
 def _theirs(worker, name):

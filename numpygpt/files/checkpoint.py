@@ -142,7 +142,7 @@ def _tie(arrays, tied):
 
 
 def check_vocabulary(rows: int, tokenizer: Tokenizer, source: str) -> None:
-    """Raises CheckpointError where a tokenizer is not that of an embedding with so many rows.
+    """Raises CheckpointError where a tokenizer is not that of an embedding with that many rows.
 
     It may have fewer tokens, where the embedding is padded, and special tokens beyond the rows,
     where tokens were added to it alone: those are an error when they are used.

@@ -24,8 +24,8 @@ def resumed(path, settings: dict, results: Callable):
     lines.pop() if lines else None  # what stands behind the last newline was being written
     if lines and lines[0] != first:
         raise ValueError(
-            f"{path} is of another evaluation (model, file or options differ): name another file, "
-            "or move it away"
+            f"{path} is from another evaluation (model, file or options differ): name another "
+            "file, or move it away"
         )
     try:
         before = [json.loads(line) for line in lines[1:]]

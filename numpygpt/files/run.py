@@ -287,7 +287,7 @@ def load_run(path, model, settings: Settings, text="", about=None) -> optim.Adam
     if begun.get("steps", 0) > settings.steps:
         differ.append(f"steps was {begun['steps']}, now {settings.steps}: it may only grow")
     if run["text"] != text:
-        differ.append("the text is another")
+        differ.append("the text is a different one")
     if differ:
         raise ValueError(
             f"{path.parent} holds a run with other settings ({'; '.join(differ)}): "

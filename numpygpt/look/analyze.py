@@ -72,7 +72,7 @@ def cache_bytes_per_token(config: Config, itemsize: int = 4) -> int:
 
 
 def training_flops(config: Config, tokens: float, keys: int = 0) -> float:
-    """Of training on so many tokens: the forward pass three times, see `flops_per_token`.
+    """Of training on that many tokens: the forward pass three times, see `flops_per_token`.
 
     keys: how many positions a token sees on average. With 0, scores and values are left out, as
     the GPT-3 paper does (Brown et al. 2020, appendix D): 6 FLOPs for each weight and token.

@@ -132,7 +132,7 @@ def _norm_arguments(change):
 
 
 def _norm(normed):
-    """A layer norm that has `normed(x, eps)` in the place of (x - mean) / sqrt(var + eps)."""
+    """A layer norm that has `normed(x, eps)` in place of (x - mean) / sqrt(var + eps)."""
     return lambda model: {"layer_norm": lambda x, g, b, eps: normed(x, eps) * g + b}
 
 
@@ -342,7 +342,7 @@ def _bias(factor, module=""):
 
 
 def _table(name, change):
-    """`change(operations, ids, table)` in the place of the embedding of this name."""
+    """`change(operations, ids, table)` in place of the embedding of this name."""
 
     def make(model):
         site = _site(model)
@@ -358,7 +358,7 @@ def _table(name, change):
 
 
 def _positions(change):
-    """`change(operations, past, T, pads)` in the place of the positions, none above n_ctx - 1."""
+    """`change(operations, past, T, pads)` in place of the positions, none above n_ctx - 1."""
 
     def make(model):
         last = model.config.n_ctx - 1

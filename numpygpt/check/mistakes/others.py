@@ -153,7 +153,7 @@ def bytes_of(tokenizer, i):
 
 
 def _encode(tokenizer, words, merge):
-    """Byte-pair encoding of words by a function in the place of `bpe.merge`."""
+    """Byte-pair encoding of words by a function in place of `bpe.merge`."""
     symbols = byte_symbols()
     ids = {spelling: i for i, spelling in enumerate(tokenizer.tokens)}
     ranks = {pair: rank for rank, pair in enumerate(tokenizer.merges)}

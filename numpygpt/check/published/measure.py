@@ -24,7 +24,7 @@ from numpygpt.model import GPT2
 
 
 class Missing(ValueError):
-    """A row cannot be computed because a file is not on this machine, or is another."""
+    """A row cannot be computed because a file is not on this machine, or is a different one."""
 
 
 @dataclass
@@ -82,7 +82,7 @@ SHA256 = {
 
 
 def read_checked(path: Path) -> str:
-    """The text of a file; raises Missing where its sha256 is pinned here and is another."""
+    """The text of a file; raises Missing where its sha256 is not the one that is pinned here."""
     data = path.read_bytes()
     if path.name in SHA256 and hashlib.sha256(data).hexdigest() != SHA256[path.name]:
         raise Missing(f"{path} is not the file the numbers were published for: fetch it again")

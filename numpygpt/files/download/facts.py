@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class File:
-    """A file as published: its address, bytes and "sha256:…" or "md5:…"; None: nobody says.
+    """A file as published: its address, bytes and "sha256:…" or "md5:…"; None: not published.
 
     login: the name and password in a mirror's address. They are not in `url`, which is printed and
     stored.
