@@ -198,7 +198,7 @@ OUTSIDE = {
         {"h.1.attn.c_attn": linear_with(
             lambda w, h: MODEL.params["h.0.attn.c_attn.weight"],
             lambda b, h: MODEL.params["h.0.attn.c_attn.bias"])("attn.c_attn", "ln_1")},
-        "h.1.attn.c_attn", "parameter", "h.0.attn.c_attn.weight and .bias in the place",
+        "h.1.attn.c_attn", "parameter", "h.0.attn.c_attn.weight and .bias in place",
     ),
     "the stream, not its norm": (
         {"attn.c_attn": linear_with(source="resid_pre")("attn.c_attn", "ln_1")},
