@@ -66,7 +66,7 @@ def beam_search(
                 running.append(ids)
                 scores.append(score)
         ended = sorted(ended, key=lambda one: -one[1])[:num_beams]
-        if last or not running:
+        if not running:  # nor does any after the last id
             break
         if len(ended) == num_beams:
             best_running, worst_ended = scores[0] / length**length_penalty, ended[-1][1]

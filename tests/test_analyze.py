@@ -232,6 +232,8 @@ def test_induction_of_a_model_that_only_copies():
         analyze.induction(Copier(), 11, rng=rng)
     with pytest.raises(ValueError, match="length must be 2 to 10, not 11"):
         analyze.induction(Copier(), 11, rng=rng, first=49)  # 1 + 2 x 10 = 21
+    with pytest.raises(ValueError, match="length must be 2 to 10, not 1:"):
+        analyze.induction(Copier(), 1, rng=rng)
     for length in (2, 10):
         assert analyze.induction(Copier(), length, rng=rng, first=49)[1].shape == (2 * length,)
 

@@ -124,6 +124,12 @@ def test_three_beams_run_on_although_each_could_end_in_ten_ways(model):
     assert asked == [1, 3, 3]
 
 
+def test_where_every_id_is_an_end_all_texts_are_one_id_long(model):
+    log_p = ops.log_softmax(model.forward([PROMPTS[0]])[0])[0, -1]
+    found = beam_search(model, PROMPTS[0], 3, 2, eos=range(31))
+    assert [ids for ids, _ in found] == [[i] for i in np.argsort(-log_p)[:2]]
+
+
 def test_what_is_searched_unless_said_otherwise():
     assert defaults(beam_search) == {
         "length_penalty": 1.0, "eos": None, "log_p": None, "early_stopping": False,
