@@ -165,6 +165,10 @@ def test_previous_of_a_pattern_known_by_hand():
     cached = analyze.attention_statistics(pattern[:, :, 2:])  # two queries of four keys
     np.testing.assert_allclose(cached["previous"], [1, 0])
     np.testing.assert_allclose(cached["self"], [0, 1])
+    np.testing.assert_allclose(cached["distance"], [1, 0])
+    even = analyze.attention_statistics(np.full((1, 1, 2, 4), 0.25))
+    np.testing.assert_allclose(even["entropy"], math.log(4))
+    np.testing.assert_allclose(even["distance"], [(0.75 + 1.5) / 2])  # of (2, 1, 0) and (3, 2, 1)
 
 
 @pytest.mark.parametrize("untied", [False, True])
