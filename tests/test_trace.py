@@ -74,10 +74,11 @@ def test_a_replay_on_nothing_is_the_forward_pass(model, pads):
 
 @pytest.mark.parametrize("pads", [None, np.array([0, 2])])
 def test_the_pieces_of_a_cached_run_are_joined(model, pads):
+    model = GPT2(SIZES, {name: a.astype(np.float64) for name, a in model.params.items()})
     whole = trace.replay(model, TOKENS, pads)
     pieces = trace.replay(model, TOKENS, pads, [2, 1, 2])
     assert list(pieces) == list(whole)
-    assert max(trace.gap(pieces[name], whole[name]) for name in whole) < 1e-6
+    assert max(trace.gap(pieces[name], whole[name]) for name in whole) < 1e-12
     with pytest.raises(ValueError, match="do not add up to the 5 tokens"):
         trace.replay(model, TOKENS, pads, [2, 2])
 
