@@ -12,7 +12,7 @@ Of 200 held-out pairs of `past` the bundled model answers none before; with all 
 99.5 % exactly after 15 steps (11 seconds of one core, measuring included) and 100 % after 45;
 with LoRA of rank 16 99 % after 30 steps (18 seconds) and 100 % after 45. It is not free: the
 stories held out cost 0.691 bits per byte before, 1.236 after 60 steps of all parameters and 1.060
-after 60 of LoRA. `who` is harder: after 60 steps it names one of the people, whichever; the right
+after 60 of LoRA. `who` is harder: it soon names one of the people, whichever; the right
 one in 49.5 % after 400, 62 % after 1200 and 64.5 % after 1600 steps of all parameters (409 seconds
 of one core), which leave 2.855 bits per byte of the stories. 90 % have not been reached.
 """
