@@ -509,9 +509,9 @@ def test_a_shared_context_is_read_once(gpt):
 
     questions = [
         evaluate.Question(
-            [(context, draw(n)) for n in (1, 2, 1)] if shared else [(draw(3), draw(2))]
+            [(context, draw(n)) for n in (1, 3, 1)] if shared else [(draw(3), draw(2))]
         )
-        for context, shared in ((draw(6), True), (None, False), (draw(7), True), (draw(5), True))
+        for context, shared in ((draw(6), True), (None, False), (draw(6), True), (draw(5), True))
     ]
     read = []
 
@@ -524,7 +524,7 @@ def test_a_shared_context_is_read_once(gpt):
 
     banned = np.arange(31) % 2 == 0
     found = list(evaluate.score_questions(Watched(), questions, banned=banned))
-    assert read == [6, 1, 4, 7, 1, 5, 1]
+    assert read == [6, 2, 4, 6, 2, 5, 2]
     for answer, question in zip(found, questions, strict=True):
         alone = [evaluate.score(gpt, [row], banned)[0] for row in question.rows]
         np.testing.assert_allclose([x.nats for x in answer], [x.nats for x in alone], rtol=1e-12)
