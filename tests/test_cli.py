@@ -417,3 +417,8 @@ def test_misuse_of_training_is_one_line_and_leaves_nothing(
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert sentence in err
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_help_does_not_wait_for_numpy():
+    script = "import sys, numpygpt.cli; sys.exit('numpy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)

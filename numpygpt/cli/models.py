@@ -3,8 +3,6 @@
 import dataclasses
 import sys
 
-import numpy as np
-
 from numpygpt.cli.shell import MODEL, say
 
 
@@ -30,6 +28,8 @@ def info_command(args):
 
 def _gpt2(config, dtype="float32", tied=True):
     """What a GPT-2 of this configuration has and costs: no weights are needed for that."""
+    import numpy as np
+
     from numpygpt.look import analyze
 
     itemsize = np.dtype(dtype).itemsize
