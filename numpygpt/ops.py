@@ -1,24 +1,25 @@
 """The operations GPT-2 is made of, each written twice: forward, then backward.
 
-A forward takes arrays and returns one new array. Its backward stands under it, takes `dy` (the
-gradient of the loss with respect to what the forward returned) and the same arrays, and returns one
-gradient per array, undoing the forward's numbered steps in reverse. No argument is changed (but
-`into` of `embedding_backward`, whose purpose that is) and nothing is remembered between calls.
-Three have no backward: `positions`, which are integers, `split_qkv`, whose backward is to put three
-gradients side by side, and `log_softmax`, which nothing is trained through.
+A forward takes arrays and returns one (`split_qkv` three). Its backward stands under it, takes `dy`
+(the gradient of the loss with respect to what the forward returned) and the same arrays, and
+returns a gradient for each that has one (ids have none), undoing the forward's numbered steps in
+reverse. No argument is changed (but `into` of `embedding_backward`, whose purpose that is) and
+nothing is remembered between calls. Three have no backward: `positions`, which are integers,
+`split_qkv`, whose backward is to put three gradients side by side, and `log_softmax`, which nothing
+is trained through.
 
 Letters, used everywhere in this package:
 
     B  sequences in the batch          C  width of the residual stream, n_embd
     T  tokens of this call, "queries"  H  heads          D  width of one head, C = H D
     S  tokens they can see, "keys"     F  width inside the MLP, n_inner
-    V  tokens in the vocabulary
+    V  tokens in the vocabulary        R  rows: all tokens of all sequences
 
 dtype is kept: float32 in, float32 out; float64 in, float64 out. Constants are Python floats, since
 a NumPy scalar such as `np.sqrt(2 / np.pi)` is a float64 that would make the whole model float64.
 
 What stands above a function (`@fast.by_rows`) and `fast.matmul`, which is `@`, make it fast and
-change no number but by rounding; `fast.py` tells how, and nobody needs it to read on.
+change numbers by rounding alone; `fast.py` tells how, and nobody needs it to read on.
 
 Sources: Radford et al. 2019 (GPT-2) and its released `src/model.py`; Vaswani et al. 2017
 (attention); Ba et al. 2016 (layer norm); Hendrycks and Gimpel 2016 (GELU).
@@ -32,7 +33,7 @@ from . import fast
 
 
 def _rows(x):
-    """x as a matrix whose rows are its last axis: (..., N) -> (R, N)."""
+    """All of x's rows, one below the other: (..., N) -> (R, N)."""
     return x.reshape(-1, x.shape[-1])
 
 
@@ -47,8 +48,8 @@ def embedding(ids, table):
 def embedding_backward(dy, ids, table, into=None):
     """dtable[i] = sum of dy over all places where the id is i: (B, T, C) -> (V, C).
 
-    into: a gradient that the table has already; these are added to it, in place. GPT-2's table is
-    used twice, and a second gradient of it would be 154 MB of zeros but for a few rows.
+    into: a gradient that the table has already; the sums are added to it, in place. GPT-2's table
+    is used twice, and a second gradient of it would be 154 MB, nearly all of it zeros.
     """
     dtable = np.zeros(table.shape, table.dtype) if into is None else into
     np.add.at(dtable, ids, dy)  # `dtable[ids] += dy` would count a repeated id once
@@ -151,14 +152,14 @@ def gelu(x):
     GPT-2 was trained with this tanh approximation. The exact x/2 (1 + erf(x / sqrt 2)) differs from
     it by up to 5e-4, which changes every logit of a released checkpoint and hardly ever an argmax.
     """
-    cube = x * x * x  # NumPy's x**3 is a power like any other, and takes six times as long
+    cube = x * x * x  # NumPy's x**3 is a power like any other, and takes many times as long
     return 0.5 * x * (1 + np.tanh(GELU_SCALE * (x + GELU_CUBIC * cube)))
 
 
 @fast.by_rows
 def gelu_backward(dy, x):
     """dx = dy (1/2 (1 + t) + x/2 (1 - t^2) z'), with t = tanh(z), z = sqrt(2/pi) (x + 0.044715 x^3)
-    and its slope z' = sqrt(2/pi) (1 + 3 0.044715 x^2)."""
+    and its slope z' = sqrt(2/pi) (1 + 3 * 0.044715 x^2)."""
     square = x * x
     t = np.tanh(GELU_SCALE * (x + GELU_CUBIC * square * x))
     slope = GELU_SCALE * (1 + 3 * GELU_CUBIC * square)
@@ -296,7 +297,7 @@ def cross_entropy(logits, targets, mask=None):
     logits (B, T, V), targets (B, T) ids. The targets are the *next* tokens: shifting is done where
     the batch is made (`data.py`). mask (B, T), 1 where a target counts; None counts all. Where it
     is 0 the target may be anything, -100 for instance. Nats: log is the natural logarithm. Raises
-    ValueError if the mask is 0 everywhere.
+    ValueError if the mask is 0 everywhere, or a target that counts is not an id.
     """
     weight, rows, targets = _weighted(logits, targets, mask)
     return (weight * _nll(rows, targets)).sum()
@@ -311,7 +312,7 @@ def _nll(x, target):
 
 
 def _weighted(logits, targets, mask):
-    """Weights that sum to 1 (R, 1), logits (R, V), targets (R, 1) with id 0 under the mask."""
+    """Weights that sum to 1 (R, 1), logits (R, V), targets (R, 1), with 0 for those masked out."""
     rows = _rows(logits)
     targets = np.asarray(targets).reshape(-1, 1)
     counts = np.ones(len(rows)) if mask is None else np.asarray(mask, np.float64).reshape(-1)
@@ -328,7 +329,7 @@ def _weighted(logits, targets, mask):
 
 
 def cross_entropy_backward(dy, logits, targets, mask=None):
-    """dlogits = dy weight (softmax(logits) - onehot(target)); the ids and the mask have none."""
+    """dlogits = dy weight (softmax(logits) - onehot(target)), with weight = mask / sum(mask)."""
     weight, rows, targets = _weighted(logits, targets, mask)
     dnll = np.asarray(dy * weight, logits.dtype)
     return _nll_backward(rows, targets, dnll).reshape(logits.shape)

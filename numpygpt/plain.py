@@ -34,7 +34,7 @@ import regex
 # ---- text to tokens, and back -------------------------------------------------------------------
 
 # A text is first cut into words: letters, or digits, or other signs, each with the space before
-# them; or white space. No token reaches over such a border. (`bpe.py` explains the parts.)
+# them; or white space. No token crosses such a border. (`bpe.py` explains the parts.)
 PATTERN = regex.compile(
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 )
@@ -54,8 +54,8 @@ def encode(text, vocab, merges):
     """Text to ids, by byte-pair encoding.
 
     A word starts as its bytes. Then neighbours are joined, pair by pair, always the pair that comes
-    first in `merges`, the most frequent first, until no two neighbours are a pair in it.
-    vocab: token -> id, {"Ġthe": 262, ...}. merges: [("Ġ", "t"), ("Ġ", "a"), ...].
+    first in `merges`, until no two neighbours are a pair in it.
+    vocab: token -> id, {"Ġthe": 262, ...}. merges: [("Ġ", "t"), ("Ġ", "a"), ...], as learned.
     """
     symbols = byte_symbols()
     ranks = {pair: rank for rank, pair in enumerate(merges)}
@@ -83,11 +83,12 @@ def decode(ids, vocab):
 
 # ---- forward: tokens to logits ------------------------------------------------------------------
 #
-# The model is a row of *blocks* (see `block`). Each layer norm and each linear has two arrays, a
-# weight and a bias. In params, those of block 3's first layer norm are "h.3.ln_1.weight", ".bias".
-# The names are OpenAI's: wte and wpe are the tables of token and position embeddings, C numbers for
-# each; c_attn makes queries, keys and values; c_fc and c_proj lead into the MLP and back out of it,
-# and a c_proj out of attention; ln_1, ln_2 and ln_f, the final one, are layer norms.
+# The model is a stack of *blocks* (see `block`). Each `layer_norm` and each `linear` in it has two
+# arrays, a weight and a bias. In params, those of block 3's first layer norm are "h.3.ln_1.weight"
+# and "h.3.ln_1.bias"; the first block is 0. The names are OpenAI's: wte and wpe are the tables of
+# *embeddings*, the C numbers that a token and a position begin with; c_attn makes queries, keys and
+# values; c_fc and c_proj lead into the MLP and back out of it, and another c_proj out of attention;
+# ln_1, ln_2 and ln_f, the final one, are layer norms.
 
 
 def n_layer(params):
@@ -115,9 +116,9 @@ def softmax(x):
 
 
 def gelu(x):
-    """y = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): about 0 below 0, about x above it.
+    """y = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): near 0 if x < 0, near x if x > 0.
 
-    Without such a bend between them, two `linear` could do no more than one.
+    Without such a bend between them, two calls of `linear` could do no more than one.
     Pitfall: GPT-2 was trained with this formula. The "exact" GELU, with erf, is close but not the
     same: every logit is a little wrong then, and the generated text hardly ever shows it.
     """
@@ -127,7 +128,7 @@ def gelu(x):
 def layer_norm(x, g, b, eps=1e-5):
     """y = g (x - mean) / sqrt(variance + eps) + b: each token's C numbers, brought to one scale.
 
-    g and b are learned: they stretch and shift what comes out. eps keeps 0 from being divided by.
+    g and b are learned: they stretch and shift what comes out. eps keeps it from dividing by 0.
     Pitfall: the variance is divided by C, not C - 1, and eps is 1e-5 and stands inside the root.
     """
     mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
@@ -148,8 +149,8 @@ def attention_pattern(q, k):
 
     A token's query q says what it looks for, a token's key k what it has to offer; their product is
     large where the two fit. Pitfall: without 1/sqrt(D) the products grow with D, and softmax gives
-    all to one. Pitfall: a token sees itself and those before it, never a later one, or it would be
-    told what it is to predict. Hidden scores are -inf, since exp(-inf) is 0 and exp(0) is not.
+    nearly all to one token. Pitfall: a token sees itself and those before it, never a later one, or
+    it would be told what it is to predict. Hidden scores are -inf: exp(-inf) is 0, exp(0) is not.
     """
     scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
     # 1 at and below the diagonal. If there are fewer queries than keys, they are the last ones.
@@ -238,12 +239,12 @@ def cross_entropy(logits, targets):
 #
 # The gradient dx of an array x has x's shape, and says of each number in x how fast the loss grows
 # as that number grows. A backward is given dy, the gradient of what its function returned, and the
-# function's arguments, and returns their gradients: the chain rule. What it needs of the forward it
-# computes again, from the last step to the first.
+# function's arguments, and returns their gradients: the chain rule, applied from the function's
+# last step to its first. What it needs of the forward it computes again.
 
 
 def rows(x):
-    """All tokens of all texts, one below the other: they share the parameters."""
+    """(..., N) -> (R, N): all tokens of all texts, one below the other; they share parameters."""
     return x.reshape(-1, x.shape[-1])
 
 
@@ -260,16 +261,17 @@ def softmax_backward(dy, x):
 
 
 def gelu_backward(dy, x):
-    """dx = dy ((1 + t)/2 + x/2 dt): y = x/2 (1 + t) is a product, t = tanh(...) depends on x."""
+    """dx = dy ((1 + t)/2 + x/2 t'): y = x/2 (1 + t) is a product, t' the slope of t = tanh(...)."""
     t = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
-    dt = (1 - t**2) * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x**2)
-    return dy * ((1 + t) / 2 + x / 2 * dt)
+    slope = (1 - t**2) * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x**2)
+    return dy * ((1 + t) / 2 + x / 2 * slope)
 
 
 def layer_norm_backward(dy, x, g, b, eps=1e-5):
     """dx = (d - mean(d) - n mean(d n)) / std, with n = (x - mean) / std and d = dy g.
 
-    The two means are there because the mean and the variance depend on x as well.
+    The two means are there because the mean and the variance depend on x as well. dg = sum of n dy
+    and db = sum of dy, over all tokens.
     """
     std = np.sqrt(x.var(-1, keepdims=True) + eps)
     n = (x - x.mean(-1, keepdims=True)) / std
@@ -284,7 +286,10 @@ def linear_backward(dy, x, w, b):
 
 
 def attention_backward(dy, q, k, v):
-    """dv = p^T dy; dp = dy v^T, ds from dp as in softmax; dq = ds k and dk = ds^T q, / sqrt(D)."""
+    """dv = p^T dy; dp = dy v^T, ds from dp as in softmax; dq = ds k and dk = ds^T q, / sqrt(D).
+
+    p is the pattern, and s are the scores that softmax made it from.
+    """
     p = attention_pattern(q, k)
     dv = p.swapaxes(-1, -2) @ dy
     dp = dy @ v.swapaxes(-1, -2)
@@ -320,7 +325,7 @@ def mlp_backward(dy, x, params):
 
 
 def block_backward(dy, x, params, n_head):
-    """The gradient of x + f(x) is dy + that of f(x): like x itself, dy passes by."""
+    """Of y = x + f(x): dx = dy + what comes back through f. Like x itself, dy also passes f by."""
     normed_1 = layer_norm(x, *layer(params, "ln_1"))
     middle = x + multi_head_attention(normed_1, under(params, "attn."), n_head)
     normed_2 = layer_norm(middle, *layer(params, "ln_2"))
@@ -388,7 +393,7 @@ def adamw(params, grads, m, v, step, lr, beta1=0.9, beta2=0.999, eps=1e-8, weigh
 
 
 def top_k(logits, k):
-    """Only the k largest stay; -inf forbids the others."""
+    """Only the k largest stay (and what equals the last of them); -inf forbids the others."""
     smallest = np.sort(logits, axis=-1)[..., -k:].min(-1, keepdims=True)
     return np.where(logits >= smallest, logits, -np.inf)
 
@@ -405,9 +410,9 @@ def top_p(logits, p):
 def generate(ids, params, n_head, max_new_tokens, temperature=0.0, k=None, p=None, rng=None):
     """Yields the ids that follow `ids`, one after another. The model reads the whole text for each.
 
-    temperature=0 always takes the likeliest. Otherwise the id is drawn at random, from logits that
-    are divided by the temperature (below 1 the likely become likelier), and of these from the k
-    largest, and of these from the likeliest that have p together.
+    temperature=0 always takes the likeliest. Otherwise the logits are divided by the temperature
+    (below 1 the likely become likelier), all but the k largest are forbidden, then all but the
+    likeliest that together have p, and the id is drawn at random from what is left.
     """
     ids, n_ctx = list(ids), len(params["wpe.weight"])  # n_ctx: the most tokens it can read
     rng = np.random.default_rng() if rng is None else rng
@@ -435,6 +440,6 @@ if __name__ == "__main__":
     vocab = {token: i for i, token in enumerate(tokenizer.tokens)}
     ids = encode(prompt, vocab, tokenizer.merges)
     settings = {"temperature": 0.8, "k": 40, "rng": np.random.default_rng(0)}
-    with numpygpt.fast.one_blas_thread():  # on a busy machine several would wait for each other
+    with numpygpt.fast.one_blas_thread():  # several would wait for each other on a busy machine
         ids += generate(ids, model.params, model.config.n_head, 40, **settings)
     print(decode(ids, vocab))
