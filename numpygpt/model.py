@@ -1,6 +1,7 @@
 """The order in which GPT-2 performs its operations, forwards and backwards; its record; its cache.
 
-    tokens -> x = wte + wpe -> [ x + attention(layer norm x), then x + mlp(layer norm x) ] x n_layer
+    tokens -> x = wte + wpe
+           -> x = x + attention(layer norm x), then x = x + mlp(layer norm x)    (n_layer times)
            -> layer norm -> logits = x wte^T
 
 x, the residual stream, runs through the whole model; the blocks, h.0 to h.11 in the smallest GPT-2,
@@ -8,13 +9,14 @@ only add to it. The layer norm stands *before* attention and MLP and the sum byp
 ("pre-norm"), unlike in the original Transformer; nothing attends to a later position and there is
 no encoder.
 
-`forward` can return its record, `acts`: a flat dict, name -> array, in the order of computation.
-An entry named like a parameter's module (`h.3.mlp.c_fc`) is what that module returned; `resid_pre`,
-`resid_mid` and `resid_post` are the residual stream before, between and after a block's two
-additions. `backward` reads the same record from its end to its beginning.
+`forward` can return its record, `acts`: a flat dict, name -> array, in the order of computation. An
+entry named like parameters (`h.3.mlp.c_fc` like `h.3.mlp.c_fc.weight`) is what the operation with
+those parameters returned; `resid_pre`, `resid_mid` and `resid_post` are the residual stream before,
+between and after a block's two additions. `backward` reads the same record from its end to its
+beginning.
 
 What comes from `fast`, above a method or around a loop over heads, shares the work among threads
-and changes no number but by rounding.
+and changes numbers by rounding alone.
 """
 
 import types
@@ -30,8 +32,9 @@ READ_BACKWARD = frozenset(
     "tokens positions pads resid_pre ln_1 attn.q attn.k attn.v attn.z resid_mid ln_2 mlp.c_fc"
     " mlp.act resid_post ln_f".split()
 )
-# Queries are taken in pieces, and a piece computes no score for keys that all its queries must not
-# see: for 256 tokens in pieces of 64 that saves 3/8 of the attention, and a piece fits in cache.
+# Queries are taken in pieces, and a piece computes no score for keys that none of its queries sees:
+# for 256 tokens in pieces of 64 that saves 3/8 of the attention, and a piece fits in the
+# processor's cache.
 PIECE = 64  # any value is right
 
 
@@ -82,9 +85,10 @@ def parameter_shapes(config: Config, tied: bool = True) -> dict[str, tuple[int, 
 def init(config: Config, rng: np.random.Generator, dtype=np.float32) -> dict[str, np.ndarray]:
     """Random parameters as GPT-2's were before training.
 
-    Weights are normal with standard deviation 0.02 (positions 0.01), the projections that write
-    into the residual stream divided by sqrt(2 n_layer), the number of writes (Radford et al. 2019,
-    2.3); biases 0, layer-norm gains 1. So the first loss is close to ln V: the model knows nothing.
+    Weights are normal with standard deviation 0.02 (positions 0.01); that of the 2 n_layer
+    projections that write into the residual stream is divided by sqrt(2 n_layer) (Radford et al.
+    2019, 2.3). Biases are 0 and layer-norm gains 1. So the first loss is close to ln V: the model
+    knows nothing.
     """
     params = {}
     for name, shape in parameter_shapes(config).items():
@@ -146,7 +150,7 @@ class GPT2:
         only_last: compute the logits of the last position alone, as sampling needs.
         given: entries of the record, name -> array, that take the place of what was computed (which
             is recorded first): somebody else's, another run's ("patched") or zeros ("ablated").
-            Only `get(name, computed)` is asked of it, which may be a function of what was computed.
+            Only its `get(name, computed)` is called, so it may use what was computed.
 
         Returns logits (B, T, V), or (B, 1, V) with only_last, and the dict acts.
         Raises TypeError for tokens that are not integers, and ValueError for ids outside the
@@ -156,7 +160,9 @@ class GPT2:
         tokens, pads = check_input(self, tokens, cache, pads, keep)
         past = cache.length if cache else 0
         positions = ops.positions(past, tokens.shape[1], pads)
-        acts, given, whole = Record(), given or {}, keep == "everything" or given is not None
+        acts = Record()
+        whole = keep == "everything" or given is not None  # all scores of a block in one array
+        given = given or {}
 
         def save(name, array, prefix=""):
             """Record the array if asked to; return it, or what `given` has in its place."""
@@ -183,7 +189,10 @@ class GPT2:
         return logits, acts
 
     def block(self, x, i, cache, pads, save, whole):
-        """resid_mid = x + attention(ln_1(x)); resid_post = resid_mid + mlp(ln_2(resid_mid))."""
+        """resid_mid = x + attention(ln_1(x)); resid_post = resid_mid + mlp(ln_2(resid_mid)).
+
+        Block i, (B, T, C) -> (B, T, C). cache, pads, save and whole are those of `forward`.
+        """
         ops, eps, h = self.ops, self.config.layer_norm_epsilon, f"h.{i}."
 
         def weights(name):
@@ -213,7 +222,7 @@ class GPT2:
         """z = softmax(q k^T / sqrt(D) + mask) v, with the heads merged: -> (B, T, C)."""
         ops = self.ops
         b, n_head, t, d = q.shape
-        # Seen as (B, H, T, D), but a token's heads lie side by side: to merge them copies nothing.
+        # Seen as (B, H, T, D), but a token's heads lie side by side: merging them copies nothing.
         z = np.empty((b, t, n_head, d), q.dtype).swapaxes(1, 2)
 
         def attend(heads):
@@ -227,7 +236,7 @@ class GPT2:
         return ops.merge_heads(z)
 
     def _heads(self, q, k, whole=False):
-        """Slices of heads, for threads to share. Operations not ours get all heads at once."""
+        """Slices of heads, for threads to share. Operations that are not ours get all at once."""
         return fast.heads(q, k, whole or self.ops is not reference_ops)
 
     def _unembedding(self):
@@ -235,7 +244,7 @@ class GPT2:
 
     @fast.one_blas_thread()
     def backward(self, dlogits, acts, only=None) -> dict[str, np.ndarray]:
-        """Gradients of the loss with respect to every parameter, given those to the logits.
+        """Gradients of the loss with respect to every parameter, given that to the logits.
 
         dlogits (B, T, V). acts: the record of `forward(tokens, pads=..., keep="backward")`, without
         a cache. only: names of the parameters whose gradients are wanted; the others are not kept
@@ -266,8 +275,8 @@ class GPT2:
         if "wpe.weight" in wanted:
             grads["wpe.weight"] = ops.embedding_backward(dx, acts["positions"], p["wpe.weight"])
         if "wte.weight" in wanted:
-            tied = None if "lm_head.weight" in p else dtable  # used twice, its gradients add up
-            grads["wte.weight"] = ops.embedding_backward(dx, acts["tokens"], p["wte.weight"], tied)
+            into = None if "lm_head.weight" in p else dtable  # used twice, its gradients add up
+            grads["wte.weight"] = ops.embedding_backward(dx, acts["tokens"], p["wte.weight"], into)
         if "lm_head.weight" in wanted:
             grads["lm_head.weight"] = dtable
         return {name: grads[name] for name in p if name in wanted}
@@ -283,7 +292,8 @@ class GPT2:
         dx = dx + undo(norm, dy, h + "ln_2", acts[h + "resid_mid"], eps)
         dx, dy = ops.residual_backward(dx)
         dy = undo(linear, dy, h + "attn.c_proj", acts[h + "attn.z"])
-        dy = self._attention_backward(dy, *(acts[h + "attn." + x] for x in "qkv"), acts.get("pads"))
+        q, k, v = acts[h + "attn.q"], acts[h + "attn.k"], acts[h + "attn.v"]
+        dy = self._attention_backward(dy, q, k, v, acts.get("pads"))
         dy = undo(linear, dy, h + "attn.c_attn", acts[h + "ln_1"])
         return dx + undo(norm, dy, h + "ln_1", acts[h + "resid_pre"], eps)
 
@@ -379,10 +389,8 @@ def new_cache(config, batch, dtype) -> Cache:
     """A cache without a token in it."""
     shapes = _cache_shapes(config, batch)
     # np.empty: the operating system gives memory only as positions are written
-    k, v = (
-        [np.empty(shape, dtype) for shape in shapes],
-        [np.empty(shape, dtype) for shape in shapes],
-    )
+    k = [np.empty(shape, dtype) for shape in shapes]
+    v = [np.empty(shape, dtype) for shape in shapes]
     return Cache(k, v)
 
 
@@ -429,8 +437,8 @@ def check_config(config) -> dict:
             f"n_embd = {config.n_embd} cannot be divided among n_head = {config.n_head} heads"
         )
     eps = config.layer_norm_epsilon
-    number = isinstance(eps, int | float | np.floating) and not isinstance(eps, bool)
-    if not number or not 0 <= eps < 1:
+    is_number = isinstance(eps, int | float | np.floating) and not isinstance(eps, bool)
+    if not is_number or not 0 <= eps < 1:
         raise ValueError(f"layer_norm_epsilon must be a number in [0, 1), not {eps!r}")
     return values | {"layer_norm_epsilon": float(eps)}
 
