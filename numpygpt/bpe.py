@@ -30,9 +30,9 @@ from . import elsewhere
 END_OF_TEXT = "<|endoftext|>"
 
 # Where GPT-2 cuts a text (openai/gpt-2, src/encoder.py). At each place the first line that fits.
-# What a letter is, the installed `regex` decides by its edition of Unicode, and tiktoken by the
-# 16th: a letter newer than that, next to a contraction, is the only known difference in ids, as in
-# X's, which is X and 's where X is a letter, but X' and s where it is not.
+# Which characters are letters depends on the edition of Unicode: the installed `regex` has its own,
+# tiktoken the 16th. The only known difference in ids is at a newer letter X before a contraction:
+# X's is X and 's where X counts as a letter, but X' and s where it does not.
 PATTERN = regex.compile(
     r"'s|'t|'re|'ve|'m|'ll|'d"  # the endings of it's, don't, we're, ...: in small letters, with '
     r"| ?\p{L}+"  # letters, of any script, with the one space before them
@@ -56,7 +56,7 @@ def byte_symbols() -> dict[int, str]:
 
 
 def pre_tokens(text: str) -> list[str]:
-    """The text cut into the pieces that no merge crosses; joined they are the text again."""
+    """The text cut into words, which no merge crosses; joined they are the text again."""
     return PATTERN.findall(text)
 
 
@@ -74,11 +74,11 @@ def merge(symbols: Iterable, ranks: dict, made: list) -> list:
     Ġ l o w e r  becomes  Ġ lo w e r  (rank 0), then  Ġlo w e r  (rank 1). That ends "lo w", rank 2:
     its "lo" is gone. Last comes  Ġlo w er  (rank 3).
     """
-    symbols, none = list(symbols), len(made)
+    symbols, unknown = list(symbols), len(made)  # `unknown` comes after every rank
     while True:
-        found = [ranks.get(pair, none) for pair in pairwise(symbols)]
-        first = min(found, default=none)
-        if first == none:
+        found = [ranks.get(pair, unknown) for pair in pairwise(symbols)]
+        first = min(found, default=unknown)
+        if first == unknown:
             return symbols
         i = found.index(first)
         symbols[i : i + 2] = [made[first]]
@@ -88,7 +88,8 @@ def merge(symbols: Iterable, ranks: dict, made: list) -> list:
 
 WORD = regex.compile(r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u200c\u200d]")  # what a word is made of
 WHITE = regex.compile(r"\s*")
-SPACES = "".join(regex.findall(r"\s", "".join(map(chr, range(0x3001)))))  # \x1c is not among them
+# What \s means, for rstrip: by itself it would take \x1c as well.
+SPACES = "".join(regex.findall(r"\s", "".join(map(chr, range(0x3001)))))
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ class Special:
     """A token of its own, found in a text before the text is cut into words; no merge makes it.
 
     lstrip, rstrip: it takes the white space on that side along. single_word: it counts only where
-    no letter, digit or "_" touches it. late: it is looked for in what the others leave. hidden: a
-    text that is made is shown without it, as an end is, but a word that was added is not.
+    no letter, digit or "_" touches it. late: it is looked for in what the others leave. hidden:
+    generated text is shown without it, as without an end token; False for a word that was added.
     Source: huggingface/tokenizers, `AddedToken`, where late is `normalized` and hidden `special`.
     """
 
@@ -205,8 +206,8 @@ class Tokenizer:
     def _check_all_are_made(self, ids):
         """A token that no merge makes, though two others spell it: a merge is missing.
 
-        Others that no merge makes, such as "<pad>" in a vocabulary that no file says is special,
-        are harmless: text never becomes them. `unmade` lists them.
+        Others that no merge makes, such as a "<pad>" that no file calls special, are harmless: text
+        never becomes them. `unmade` lists them.
         """
         made = {i for i, data in enumerate(self._bytes) if data is not None}
         self.unmade = [
@@ -336,12 +337,13 @@ class Tokenizer:
             yield text[plain:], None
 
     def _encode_plain(self, text):
+        """Ids of a text without special tokens, see "the same ids, sooner" below."""
         if not self.words:
             return self._encode_word(text)
         cache, stretches = self._cache, STRETCHES.findall(text)
         new = [stretch for stretch in set(stretches) if stretch not in cache]
         for stretch in new:
-            if stretch.isascii():
+            if stretch.isascii():  # a word, as PATTERN would cut it
                 cache[stretch] = self._encode_word(stretch)
             else:
                 words = map(self._encode_word, pre_tokens(stretch))
@@ -363,7 +365,7 @@ class Tokenizer:
 
     @elsewhere.names(elsewhere.TOKENIZING)
     def show_work(self, text: str, allowed_special: Collection[str] = ()) -> list[dict]:
-        """How encode gets from the text to its ids: one dict for each pre-token.
+        """How encode gets from the text to its ids: one dict for each word or special token.
 
         `text`, `bytes`; `merges`, in order, each a dict of its `rank` (0 is the first learned), the
         `pair` of spellings it joins and the byte it starts `at`; then `ids` and their `tokens`.
@@ -378,15 +380,16 @@ class Tokenizer:
             }
             for i in self.before
         ]
-        for piece, i in self._split(text, allowed_special, True):
-            for word in [piece] if i is not None or not self.words else pre_tokens(piece):
+        for piece, special in self._split(text, allowed_special, True):
+            uncut = special is not None or not self.words
+            for word in [piece] if uncut else pre_tokens(piece):
                 data = word.encode("utf-8")
-                if i is not None:
-                    ids, steps = [i], []
+                if special is not None:
+                    ids, steps = [special], []
                 else:
                     ids = [self._byte_ids[byte] for byte in data]
                     ids, steps = merge_long(ids, self._ranks, self._made)
-                merges = [{"rank": r, "pair": self.merges[r], "at": i} for r, i in steps]
+                merges = [{"rank": r, "pair": self.merges[r], "at": at} for r, at in steps]
                 tokens = [self.tokens[i] for i in ids]
                 work.append(
                     {"text": word, "bytes": data, "merges": merges, "ids": ids, "tokens": tokens}
@@ -538,17 +541,17 @@ def documents(text: str, end: str = END_OF_TEXT) -> list[str]:
 
 
 def learn_merges(words: dict[str, int], n_merges: int) -> list[tuple[str, str]]:
-    """The merges that pay most on words (pre-token -> how often it occurs), in order.
+    """The merges to learn from words (word -> how often it occurs), in order.
 
     Again and again the most frequent pair of neighbours becomes one symbol; of equally frequent
-    pairs the one with the smallest ids, left before right. Below, "l o" and "o w" occur four times
-    each, then "lo w" four times, then "Ġ low" three times:
+    pairs the one with the smallest ids, of which the left ones are compared first. Below, "l o" and
+    "o w" occur four times each, then "lo w" four times, then "Ġ low" three times:
 
     >>> learn_merges({"low": 1, " low": 2, " lower": 1}, 3)
     [('l', 'o'), ('lo', 'w'), ('Ġ', 'low')]
 
-    Counts are kept up to date where a merge changes them, not made anew. Raises ValueError where
-    pairs run out.
+    Counts are corrected where a merge changes them, not made anew. Raises ValueError where pairs
+    run out.
     """
     symbols = byte_symbols()
     spellings = list(symbols.values())

@@ -5,9 +5,9 @@ For those who ask how; nobody else need open it. Every formula of `ops.py` is ri
 1. *Tiles.* An elementwise formula goes over its arrays several times. Taken whole, a large array
    comes from memory every time; in tiles of rows that fit into the processor's cache it comes once.
    `@by_rows` does that to a formula, `tiles` to the updates of `optim.py`.
-2. *Threads of our own.* NumPy computes on one core, but for the matrix products of its BLAS. Tiles,
-   heads of attention and pieces of a product do not need each other, so threads can `share` them.
-   Each takes the next piece when it is through with one: if the system takes a core away from one
+2. *Threads of our own.* NumPy computes on one core, except for the matrix products of its BLAS.
+   Tiles, heads of attention and pieces of a product do not need each other, so threads can `share`
+   them. Each takes the next piece when it is done with one: if the system takes a core from one
    thread for a while, the others do the rest.
 3. *One BLAS thread.* BLAS cuts a product into one equal part a thread, and its threads wait for
    each other by spinning. Where another program wants a core, they wait for one that is not
@@ -45,7 +45,7 @@ SMALL, SMALL_PRODUCT, SMALL_ATTENTION = 2**19, 2**20, 2**23  # any value is righ
 # Rows up to which a product is cut along its sum, up to which contiguous columns are cut small, and
 # from which on it is cut by rows.
 FEW_ROWS, SOME_ROWS, MANY_ROWS = 6, 64, 192  # any value is right
-# How often the others are asked whether they are through, before they are waited for.
+# How often the others are asked whether they are done, before they are waited for.
 SPINS = 50  # any value is right
 # Multiply-adds up to which OpenBLAS multiplies matrices as they lie, in 0.3.31; and pieces of such
 # small blocks for each thread.
@@ -74,7 +74,7 @@ def threads() -> int:
 def _quota(root: str = "/") -> float:
     """The cores that a container may use (its share of time, rounded up), or infinity."""
     least = math.inf
-    for line in _words(Path(root, "proc/self/cgroup")):
+    for line in _lines(Path(root, "proc/self/cgroup")):
         if line.count(":") < 2:
             continue
         _, kinds, group = line.split(":", 2)  # "0::/a/b", or in the older form "3:cpu,cpuacct:/a/b"
@@ -88,15 +88,15 @@ def _quota(root: str = "/") -> float:
 
 
 def _quota_of(folder):
-    one_file = _words(folder / "cpu.max")  # "150000 100000" or "max 100000", in microseconds
-    two_files = _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")
+    one_file = _lines(folder / "cpu.max")  # "150000 100000" or "max 100000", in microseconds
+    two_files = _lines(folder / "cpu.cfs_quota_us") + _lines(folder / "cpu.cfs_period_us")
     values = one_file[0].split() if one_file else two_files
     if len(values) != 2 or not all(value.isdecimal() for value in values):  # "max", or -1
         return math.inf
     return max(1, math.ceil(int(values[0]) / int(values[1])))
 
 
-def _words(path):
+def _lines(path):
     """The lines of a file, none if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8").splitlines()
@@ -112,7 +112,7 @@ def _blas():
     """NumPy's BLAS, if it can be held: an OpenBLAS with a pool of threads for the whole process.
 
     One that is built on OpenMP has a limit in every thread, another BLAS has other rules: those are
-    left alone and multiply as they always do. Looked for once, as that takes longer than to hold.
+    left alone and multiply as they always do. Looked for once, as that takes longer than holding.
     """
     import threadpoolctl
 
@@ -164,8 +164,8 @@ def one_blas_thread():
         with one_blas_thread():
             ...
 
-    Where several threads of the user do this at once, the first of them gives back when it is
-    through; the others then multiply on, for the rest of their call, as BLAS does by itself.
+    Where several threads of the user do this at once, the first of them gives back when it is done;
+    for the rest of their calls the others then multiply as BLAS does by itself.
     """
     return _holder.hold()
 
@@ -302,7 +302,7 @@ class _Job:
             _crew.inside.piece = False
 
     def wait(self):
-        """Until all pieces are done. The others are nearly through as well, and to be woken takes
+        """Until all pieces are done. The others are nearly done as well, and to be woken takes
         longer than to ask them a few times."""
         for _ in range(SPINS):
             if self.done.acquire(blocking=False):
@@ -348,7 +348,7 @@ def by_rows(formula):
     """A formula that treats every row alike, applied to tiles of rows that threads share.
 
     The first argument, (..., N), is cut, and every other array that has as many rows. Of several
-    results the first has rows, too; the others are sums over the rows and are added up.
+    results the first has rows as well; the others are sums over the rows and are added up.
     """
     signature = inspect.signature(formula)
 
@@ -461,7 +461,7 @@ def _by_small_blocks(x, w, y):
 
 
 def _block(size):
-    """Columns that `size` numbers multiply as they lie: as many as may be, 16 by 16."""
+    """The most columns, 16 by 16, by which `size` numbers are multiplied without a copy."""
     return max(16, AS_THEY_LIE // size // 16 * 16)
 
 
