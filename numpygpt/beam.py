@@ -42,7 +42,7 @@ def beam_search(
             f"{model.config.n_ctx}: ask for at most {model.config.n_ctx - len(prompt) + 1}"
         )
     eos = set(eos) if isinstance(eos, Collection) else {eos} - {None}
-    # So many candidates that num_beams run on, even if every beam could end in every way.
+    # Enough candidates for num_beams of them to run on, even if every beam could end in every way.
     candidates = num_beams + num_beams * len(eos)
     cache, logits = prefill(model, [prompt])
     beams, scores, ended = [[]], [0.0], []
@@ -65,8 +65,8 @@ def beam_search(
                 origin.append(beam)
                 running.append(ids)
                 scores.append(score)
-        ended = sorted(ended, key=lambda one: -one[1])[:num_beams]
-        if not running:  # nor does any after the last id
+        ended = sorted(ended, key=lambda found: -found[1])[:num_beams]
+        if not running:  # as after the last id
             break
         if len(ended) == num_beams:
             best_running, worst_ended = scores[0] / length**length_penalty, ended[-1][1]
@@ -79,7 +79,7 @@ def beam_search(
 
 
 def _largest(x, k):
-    """Where the k largest of x stand, the largest first, the first among equals first."""
+    """Where the k largest of x (N,) stand, the largest first, the first among equals first."""
     k = min(k, x.size)
     places = np.flatnonzero(x >= np.partition(x, -k)[-k])
     return places[np.argsort(-x[places], kind="stable")][:k]

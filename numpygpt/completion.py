@@ -273,7 +273,7 @@ class TokenLogprob(NamedTuple):
 
 
 def logprobs(model, prompt: list[int], ids: list[int], top: int = 5) -> list[TokenLogprob]:
-    """log p of each of `ids` after `prompt` and those before it, and of the `top` likeliest.
+    """log p of each of `ids` after `prompt` and the ids before it, and of the `top` likeliest.
 
     They are the model's own, softmax of the logits, whatever temperature and filters drew the ids.
     Raises ValueError for what does not fit n_ctx, and for ids outside the vocabulary.
@@ -295,8 +295,8 @@ def logprobs(model, prompt: list[int], ids: list[int], top: int = 5) -> list[Tok
 
 # ---- tasks without training ---------------------------------------------------------------------
 #
-# A model that was never trained for a task is asked for it by a prompt after which the answer is
-# the likely continuation (Radford et al. 2019, 3.6 to 3.8). The pairs that show the form of a
+# A model that was never trained for a task is given it as a prompt after which the answer is the
+# likely continuation (Radford et al. 2019, 3.6 to 3.8). The pairs that show the form of a
 # translation and of an answer are ours, as the paper does not print its own.
 
 
@@ -354,7 +354,8 @@ def ask(model, tokenizer, task: str, text: str, seed: int | None = None) -> str:
     """Summarize a text, translate an English sentence into French, or answer a question.
 
     task: "summarize", "translate" or "answer", where the text's last line is the question, and is
-    about the lines above it. seed: fixes the summary, which is drawn at random.
+    about the lines above it. seed: fixes the summary, which is drawn at random. Raises ValueError
+    for another task and for an empty text, and what `complete` raises.
     """
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, not {task!r}")

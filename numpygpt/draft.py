@@ -1,7 +1,8 @@
 """Speculative decoding: several ids a step, distributed as if they were drawn one by one.
 
-One forward over the next id and k guessed ones costs little more than over the next id alone, and
-it says of every guess whether the model would have drawn it. A draft holds a function
+One forward over the next id and k guessed ones costs little more than over the next id alone, since
+either reads all the weights once, and it says of every guess how likely the model would have been
+to draw it. A draft holds a function
 
     propose(ids so far, room, distribution, rng) -> (at most `room` guessed ids, q)
 
@@ -34,7 +35,7 @@ def residual(p, q):
     is max(0, p - q). So the outcome is distributed as p, whatever q is (Leviathan et al. 2023).
     """
     rest = np.maximum(p - q, 0)
-    return rest / rest.sum() if rest.any() else p  # p = q but for rounding
+    return rest / rest.sum() if rest.any() else p  # then p = q, up to rounding
 
 
 def verify(p, guessed: list[int], q, rng) -> list[int]:
@@ -98,9 +99,10 @@ class Draft:
 
 
 def prompt_lookup(n: int = 3, length: int = 8, reach: int = 1024) -> Draft:
-    """A draft that continues as the text did where its last n ids stood before (Saxena 2023).
+    """A draft of up to `length` ids: as the text went on where its last n ids stood before.
 
-    It takes the latest such place among the last `reach` ids, so that a step's cost does not grow.
+    It takes the latest such place among the last `reach` ids, so that a step's cost does not grow
+    (Saxena 2023).
     """
     for name, value in (("n", n), ("length", length), ("reach", reach)):
         check_count(name, value, 1)
@@ -115,14 +117,14 @@ def prompt_lookup(n: int = 3, length: int = 8, reach: int = 1024) -> Draft:
         if not found.size:
             return [], None
         for i in range(min(length, room)):
-            text.append(text[found[-1] + n + i])  # the copy may run on into itself, as in LZ77
+            text.append(text[found[-1] + n + i])  # the copy may run on into itself
         return text[len(known) :], None
 
     return Draft(propose)
 
 
 def draft_model(model, length: int = 4) -> Draft:
-    """A draft drawn from a smaller model with the same vocabulary.
+    """A draft of up to `length` ids, drawn from a smaller model with the same vocabulary.
 
     It keeps the smaller model's cache from step to step: make one for each `generate`.
     """
@@ -135,7 +137,7 @@ def draft_model(model, length: int = 4) -> Draft:
         count = min(length, room, n_ctx // 2)
         if not count:
             return [], None
-        if not start < len(ids) <= start + n_ctx - count:  # its own window slides, or a new text
+        if not start < len(ids) <= start + n_ctx - count:  # its window is full, or a new text
             start = max(0, len(ids) - n_ctx // 2)
         window = ids[start:]
         # The cache keeps what it shares with the ids; the last is read again, for its logits.

@@ -13,7 +13,7 @@ import numpy as np
 
 from . import elsewhere, fast, ops
 
-# Tokens that are read at once: more would only make the activations larger.
+# Tokens of a row that are read at once: more would only take more memory.
 PREFILL = 1024  # any value is right
 
 
@@ -51,7 +51,7 @@ def keep_top_p(logits, p: float):
     for x, row in zip(rows, kept, strict=True):
         weight = np.exp(x - x.max())
         total = float(weight.sum(dtype=np.float64))
-        # V tokens below (1 - p) / 2V hold less than 1 - p: the cut lies above, no need to sort them
+        # V tokens below (1 - p) / 2V together hold less than 1 - p: none is kept, so none is sorted
         likely = np.flatnonzero(weight > (1 - p) / (2 * x.size) * total)
         order = likely[np.argsort(-x[likely], kind="stable")]
         held = np.cumsum(weight[order], dtype=np.float64)
@@ -63,8 +63,8 @@ def keep_top_p(logits, p: float):
 def penalise_repetition(logits, rows, penalty: float):
     """Make what has been said less likely: logits (B, V), ids of each row so far -> (B, V).
 
-    A logit x becomes x / penalty where it is positive and x penalty where it is negative, once for
-    each id that occurs, in the prompt too (Keskar et al. 2019, 4.1, as transformers does it).
+    A logit x becomes x / penalty where it is positive and x * penalty where it is negative, once
+    for each id that occurs, in the prompt too (Keskar et al. 2019, 4.1, as transformers does it).
     """
     out = logits.copy()
     for x, ids in zip(out, rows, strict=True):
@@ -99,7 +99,7 @@ def draw(p, u: float) -> int:
     """The id at which the running sum of p (V,) passes u in [0, 1): never one with p = 0."""
     ids = np.flatnonzero(p > 0)
     held = np.cumsum(p[ids], dtype=np.float64)
-    # held[-1] is 1 but for rounding; u < 1, and the product is less than held[-1] even when rounded
+    # held[-1] is 1 up to rounding; u < 1, and the product is less than held[-1] even when rounded
     return int(ids[np.searchsorted(held, u * held[-1], side="right")])
 
 
@@ -108,7 +108,7 @@ def draw(p, u: float) -> int:
 
 @dataclass
 class Row:
-    """A sequence on its way. The model sees its ids from `start` on."""
+    """A sequence that is being continued. The model sees its ids from `start` on."""
 
     ids: list
     rng: np.random.Generator
@@ -154,7 +154,7 @@ def generate(
     stop: ids and strings that end a row. The id, or the token that completes the string, is still
         yielded. Strings are looked for in the new text and need `tokenizer` (its `decode_bytes`).
     rng: each row draws from a child of it (`rng.spawn`), so what a row gets depends on the seed and
-        its number, not on when others end. None: from the operating system, another every time.
+        its number, not on when others end. None: seeded by the operating system, anew every time.
     at_end: what happens when n_ctx ids have been read and the next has no position left. "stop":
         the row ends, after n_ctx - len(prompt) + 1 new ids. "slide": its oldest ids are dropped and
         the last n_ctx // 2 read again, as if the text began there, as often as necessary.
