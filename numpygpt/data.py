@@ -27,26 +27,28 @@ def hold_out(texts: list[str], share: float = 0.05) -> tuple[list[str], list[str
     if len(texts) >= every:
         held = texts[every - 1 :: every]
         return [text for i, text in enumerate(texts, 1) if i % every], held
-    halves = []
+    parts = []
     for text in texts:
         at = int(len(text) * (1 - share))
         border = max(text[:at].rfind(" "), text[:at].rfind("\n"))
         if border >= 0:
             at = border + 1
-        halves.append((text[:at], text[at:]))
-    return [before for before, _ in halves if before], [after for _, after in halves if after]
+        parts.append((text[:at], text[at:]))
+    return [before for before, _ in parts if before], [after for _, after in parts if after]
 
 
 def hold_out_pairs(pairs, share: float = 0.1, most: int = 200, seed: int = 0):
     """Pairs to train on, and at most `most` to measure on whose x training never sees.
 
-    Which they are depends on the seed. Of fewer than 20 different x none is held out.
+    Which they are depends on the seed. Of fewer than 20 different x none is held out. Raises
+    ValueError for a share outside [0, 0.5].
     """
     if not 0 <= share <= 0.5:
         raise ValueError(f"the share that is held out must lie between 0 and 0.5, not {share}")
     different = list(dict.fromkeys(x for x, _ in pairs))
     count = min(most, int(len(different) * share)) if len(different) >= 20 else 0
-    chosen = np.random.default_rng([seed, 2]).permutation(len(different))[:count]
+    rng = np.random.default_rng([seed, 2])  # 2: not the draws that others make from the same seed
+    chosen = rng.permutation(len(different))[:count]
     held = {different[i] for i in chosen}
     return [pair for pair in pairs if pair[0] not in held], [p for p in pairs if p[0] in held]
 
@@ -66,8 +68,8 @@ def encode_documents(tokenizer, texts) -> np.ndarray:
     """One stream of ids: the end token, document, end token, document, ..., end token.
 
     It stands first as well, so that the model learns what a document begins with: (N,) int32.
-    Other special tokens in a document are what they are everywhere: one token. A single text can do
-    without an end token, if the vocabulary names none.
+    Other special tokens in a document are what they are everywhere: one token. If the vocabulary
+    names no end token, a single text does without, and several raise ValueError.
     """
     if tokenizer.eot is None and len(texts) == 1:
         return np.array(tokenizer.encode(texts[0], tokenizer.special), np.int32)
@@ -87,11 +89,11 @@ def end_token(tokenizer) -> int:
 
 
 def stream(ids, batch: int, length: int, rng: np.random.Generator):
-    """Batches of windows of a long stream, without end.
+    """Batches (B, T) of windows of a long stream of ids (N,), without end: B = batch, T = length.
 
-    Each pass over the stream cuts it into windows of `length` tokens at another offset and takes
-    them in another order; every window is used once in a pass. A pass's last windows that do not
-    fill a batch are left out. Raises ValueError for a stream too short for one batch.
+    Each pass over the stream cuts it into windows at a random offset and takes each of them once,
+    in random order. Those at the end of a pass that do not fill a batch are left out. Raises
+    ValueError for a stream too short for one batch.
     """
     ids = np.asarray(ids)
     if len(ids) <= length * (batch + 1):
@@ -120,8 +122,8 @@ def pair_batches(pairs, tokenizer, batch: int, length: int, rng: np.random.Gener
     """Batches of (x, y) text pairs, without end: the loss counts y and the end token after it.
 
     A row is x, y and the end token, filled up at the right, where causal attention makes padding
-    harmless, to the longest row of the batch. Raises ValueError naming a pair that is longer than
-    `length` tokens, and when there are fewer pairs than `batch`.
+    harmless, to the longest row of the batch. Raises ValueError for fewer pairs than `batch`, and
+    what `pair_rows` raises.
     """
     rows = pair_rows(pairs, tokenizer, length)
     if len(rows) < batch:
@@ -135,7 +137,7 @@ def pair_batches(pairs, tokenizer, batch: int, length: int, rng: np.random.Gener
 def pair_rows(pairs, tokenizer, length: int) -> list[tuple[list[int], int]]:
     """(ids of x, y and the end token; how many of them are x) of each pair.
 
-    Raises ValueError naming a pair that is longer than `length` tokens.
+    Raises ValueError naming a pair of more than length + 1 ids, of which the last is only a target.
     """
     rows = []
     for number, (x, y) in enumerate(pairs):
@@ -150,14 +152,14 @@ def pair_rows(pairs, tokenizer, length: int) -> list[tuple[list[int], int]]:
 
 
 def padded(rows):
-    """A batch of rows of `pair_rows`, filled up at the right with the end token."""
+    """(tokens, targets, mask) of rows of `pair_rows`, filled up at the right with the end token."""
     end = rows[0][0][-1]
     length = max(len(ids) for ids, _ in rows) - 1
     tokens = np.full((len(rows), length), end, np.int32)
     targets = tokens.copy()
     mask = np.zeros(tokens.shape, bool)
-    for row, (ids, answer) in enumerate(rows):
+    for row, (ids, length_x) in enumerate(rows):
         n = len(ids) - 1
         tokens[row, :n], targets[row, :n] = ids[:-1], ids[1:]
-        mask[row, answer - 1 : n] = True  # the last token of x predicts the first of y
+        mask[row, length_x - 1 : n] = True  # the last token of x predicts the first of y
     return tokens, targets, mask

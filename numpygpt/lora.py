@@ -9,9 +9,9 @@ and `backward` gives dW'; by the chain rule
 
     dA = (alpha / r) dW' B^T          dB = (alpha / r) A^T dW'
 
-Of 124M's c_attn, 768 x 2304 numbers in every block, r = 8 leaves 8 (768 + 2304) to learn: 295
-thousand in all, and the optimizer's two means are as small. Once trained, W' is an ordinary matrix:
-the merged model is as fast as the one it came from.
+In 124M, c_attn has 768 x 2304 numbers in each of the 12 blocks; with r = 8 only 8 (768 + 2304) are
+to be learned, 295 thousand in all, and the optimizer's two means are as small. Once trained, W' is
+an ordinary matrix: the merged model is as fast as the one it came from.
 """
 
 import copy
@@ -27,8 +27,8 @@ class LoRA:
 
     params: name -> array, `h.0.attn.c_attn.lora_A` (in, r) and `.lora_B` (r, out) of every adapted
     matrix. matrices: which of `MATRICES`, in every block; `attn.c_attn` makes queries, keys and
-    values, of which the paper adapts the first and the last. Raises ValueError for others, and for
-    a rank or an alpha that is not positive.
+    values, of which the paper adapts the first and the last. rng: draws A. Raises ValueError for
+    other matrices, and for a rank or an alpha that is not positive.
     """
 
     def __init__(self, model, rank: int, alpha: float = 16.0, matrices=("attn.c_attn",), rng=None):

@@ -1,10 +1,10 @@
-"""From gradients to new parameters: clipping, schedule, AdamW.
+"""From gradients to new parameters: clipping, schedule, averaging, AdamW.
 
 Parameters, gradients and the optimizer's state are flat dicts under the same official names.
 `clip` and `adamw` work in place, tile by tile (`fast.tiles`): at 124M parameters a copy of any of
 these dicts is half a gigabyte.
 
-Sources: Loshchilov and Hutter 2019 (AdamW, cosine schedule); Kingma and Ba 2015 (bias correction);
+Sources: Kingma and Ba 2015 (Adam); Loshchilov and Hutter 2019 (AdamW) and 2017 (cosine schedule);
 Pascanu et al. 2013 (clipping by the global norm).
 """
 
@@ -43,14 +43,15 @@ def global_norm(grads) -> float:
         flat = g.reshape(-1)
 
         def squares(tile, flat=flat):
-            return float(np.square(flat[tile]).sum())  # pairwise, so precise
+            return float(np.square(flat[tile]).sum())  # NumPy adds pairwise, so this is precise
 
         total += sum(fast.share(squares, fast.tiles(g.size)))
     return math.sqrt(total)
 
 
 def clip(grads, max_norm: float) -> float:
-    """Scale all gradients by max_norm / norm if their global norm is larger; return the norm.
+    """Scale all gradients in place by max_norm / (norm + 1e-6) if their global norm is larger than
+    max_norm; return the norm.
 
     One factor for all of them keeps the direction; clipping each tensor by itself would not.
     """
@@ -62,7 +63,12 @@ def clip(grads, max_norm: float) -> float:
 
 
 def warmup_cosine(step: int, peak: float, floor: float, warmup: int, steps: int) -> float:
-    """Learning rate of step 0 .. steps-1: up in a line for `warmup`, then down half a cosine."""
+    """Learning rate of step 0 .. steps-1: up in a line for `warmup`, then down half a cosine.
+
+        peak (step + 1) / warmup,   then   floor + (peak - floor) (1 + cos(pi progress)) / 2
+
+    where progress goes from 0 to 1 over the steps after the warmup.
+    """
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, steps - warmup))
@@ -77,9 +83,9 @@ def decays(name: str, param) -> bool:
 def average(*params: dict) -> dict:
     """The mean of the parameters that one run had at several steps: a new dict, in their dtype.
 
-    At a high learning rate each step stands at another side of the same valley, and the mean lies
-    lower than any of them: it does in an instant some of what lowering the rate does in many steps.
-    Raises ValueError for no parameters, and for other names or shapes than those of the first.
+    At a high learning rate the steps lie on all sides of one valley, and their mean may lie lower
+    than any of them: it does at once some of what lowering the rate does in many steps. Raises
+    ValueError for no parameters, and for other names or shapes than those of the first.
     Source: Izmailov et al. 2018 (stochastic weight averaging).
     """
     if not params:

@@ -1,9 +1,10 @@
 """The loop. Pre-training and fine-tuning differ only in the mask they are given.
 
 `train` is a generator: whoever iterates draws the bar, saves, prints and stops. A run is its
-parameters, its optimizer state and the number of steps taken; the batches come from a seed, so a
-stopped run that makes them again and skips those already used goes on bit for bit as if it had not
-been stopped, on as many threads (`fast.threads`), since the order of additions changes rounding.
+parameters, its optimizer state and the number of steps taken. The batches come from a seed: a
+stopped run that makes them again and skips those already used goes on as if it had not been
+stopped, bit for bit if on as many threads (`fast.threads`), as the order of additions changes
+rounding.
 """
 
 import itertools
@@ -20,7 +21,8 @@ from . import fast, optim
 class Settings:
     """What fixes a run, apart from the model and the text.
 
-    lr is the peak of the schedule, floor its end. Raises ValueError for numbers that make no sense.
+    batch: rows of a batch. lr: the peak of the schedule, floor: its end, warmup: steps to the peak.
+    clip: the largest global gradient norm. Raises ValueError for numbers that make no sense.
     """
 
     steps: int
@@ -73,13 +75,13 @@ def train(model, batches, settings: Settings, state: optim.AdamState):
     batches: an iterable of (tokens, targets, mask) from `data`; it must stand at the batch of step
     `state.step` (see `skip`). state: from `optim.adam_state`, or loaded.
 
-    Raises NonFiniteLoss before such a step would spoil the parameters.
+    Raises NonFiniteLoss, before the update, where the loss or the gradient norm is not finite.
     """
     s = settings
     with fast.kept_memory():
         for tokens, targets, mask in itertools.islice(batches, max(0, s.steps - state.step)):
             start = time.perf_counter()
-            with np.errstate(all="ignore"):  # what overflows makes the loss or the norm no number
+            with np.errstate(all="ignore"):  # an overflow shows in the loss or the norm, see below
                 loss, grads = model.loss_and_grads(tokens, targets, mask)
             lr = optim.warmup_cosine(state.step, s.lr, s.floor, s.warmup, s.steps)
             norm = optim.clip(grads, s.clip)
@@ -98,5 +100,5 @@ def train(model, batches, settings: Settings, state: optim.AdamState):
 
 
 def skip(batches, steps: int):
-    """The same batches without those that `steps` steps have used."""
+    """The same batches without the first `steps` of them, which are used already."""
     return itertools.islice(batches, steps, None)
