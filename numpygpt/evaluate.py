@@ -9,6 +9,10 @@ figure of OpenAI's 124M was published for it. Two kinds of measure, and every ta
 Both are generators that can begin anywhere (`done=`, or questions[done:]): who iterates draws the
 bar, keeps what has come, and goes on from there. A model is handed in, never imported; `forward`
 and `config` are asked of it, so another's model is measured as well as ours.
+
+Sources of the figures: Radford et al. 2019, table 3 ("the paper"); EleutherAI's
+lm-evaluation-harness ("the harness"), issue 2159; huggingface/transformers, issue 13761 (29.94,
+37.37, 46.67, 84.35 and 73.65); karpathy/llm.c, dev/data/hellaswag.py.
 """
 
 import bz2
@@ -74,14 +78,14 @@ def _encode(tokenizer, text, begins=True):
 
 
 def stream(model, ids, stride: int | None = None, batch: int | None = None, done: int = 0):
-    """Yield -ln p, and the number, of the tokens counted in each `batch` of windows.
+    """Yield, for each `batch` of windows, the sum of -ln p of the tokens counted, and their number.
 
     Protocol: all ids but the first are counted. Windows of n_ctx tokens, each `stride` further
     than the last (n_ctx if None). A token is counted once, in the first window that predicts it; so
     with stride < n_ctx every token outside the first window is predicted from at least
-    n_ctx - stride + 1 tokens, which costs n_ctx / stride as much. batch: windows at a time; None:
-    as many as hold 2,048 tokens. done: how many batches to leave out. Raises ValueError for fewer
-    than two ids and for other strides.
+    n_ctx - stride + 1 tokens, at n_ctx / stride times the cost. batch: windows at a time; None: as
+    many as hold 2,048 tokens. done: how many batches to leave out. Raises ValueError for fewer than
+    two ids and for a stride that is not between 1 and n_ctx.
     """
     ids = np.asarray(ids)
     if len(ids) < 2:
@@ -121,7 +125,7 @@ def stream_nats(model, ids, stride: int | None = None, batch: int | None = None)
 
 
 def bits_per_byte(nats: float, n_bytes: int) -> float:
-    """nats / ln 2 / bytes: unlike a loss per token, it compares models with other vocabularies.
+    """nats / ln 2 / bytes: unlike a loss per token, it compares models with different vocabularies.
 
     For enwik8 the paper gives 1.16 for 124M.
     """
@@ -267,9 +271,9 @@ class Scored(NamedTuple):
 
 def score(model, rows, banned=None) -> list[Scored]:
     """How likely each continuation is after its context, all rows (context, continuation) in one
-    pass. banned: ids (V,) of bool that greedy decoding must not write.
+    pass. banned: (V,) of bool, True for ids that greedy decoding must not write.
 
-    Rows are filled up at the right, where causal attention cannot see it. Of what is longer than
+    Rows are filled up at the right, which causal attention does not see. Of a row longer than
     n_ctx + 1 tokens the beginning is cut off. Raises ValueError for an empty context or
     continuation, and for a continuation longer than n_ctx.
     """
@@ -299,8 +303,8 @@ def _scored(logits, ids, banned):
 def score_after(model, context: list[int], candidates, banned=None) -> list[Scored]:
     """The same as `score` for rows of one context, which is read once, into the model's cache.
 
-    Of ten candidates after 400 tokens that leaves a tenth of the work. Context and candidate must
-    fit n_ctx + 1.
+    Of ten candidates after 400 tokens that leaves about a tenth of the work. Context and candidate
+    must fit n_ctx + 1.
     """
     cache = model.cache()
     first = _logits(model, [context], cache, only_last=True)[0]
@@ -313,7 +317,7 @@ def score_after(model, context: list[int], candidates, banned=None) -> list[Scor
 
 
 def _read_once(model, rows):
-    """The context, if all rows have the same, the model has a cache for it, and it spares much."""
+    """The context, if all rows share it, the model has a cache, and reading it once saves much."""
     context = rows[0][0]
     lengths = [len(ids) for _, ids in rows]
     worth_it = (
@@ -336,7 +340,7 @@ def score_questions(
     """Yield for each question what `score` says of its rows; about `batch` rows go through at once.
 
     A long context that all rows of a question share is read once, see `score_after`. Questions are
-    taken whole, in their order, so what comes can be kept and begun again from there:
+    taken whole, in their order, so what comes can be kept, and a later call can go on from there:
     `score_questions(model, questions[done:])`.
     """
     waiting = []
@@ -357,7 +361,7 @@ def score_questions(
 
 # ---- LAMBADA ------------------------------------------------------------------------------------
 
-STOP_WORDS = frozenset(
+STOP_WORDS = frozenset(  # NLTK's English list, in its older form of 127 words
     "a about above after again against all am an and any are as at be because been before being"
     " below between both but by can did do does doing don down during each few for from further had"
     " has have having he her here hers herself him himself his how i if in into is it its itself"
@@ -376,7 +380,7 @@ def lambada_questions(tokenizer, texts: Iterable[str], protocol: str = "word") -
         text = text.rstrip() if protocol == "word" else _as_openai_wrote_it(text)
         context, space, word = text.rpartition(" ")
         if not space or not context.strip():
-            raise ValueError(f"a LAMBADA text needs two words at least, not {text!r}")
+            raise ValueError(f"a LAMBADA text needs at least two words, not {text!r}")
         if protocol == "token":
             ids = _encode(tokenizer, text)
             row = ids[:-1], ids[-1:]
@@ -392,14 +396,14 @@ def _check_protocol(protocol):
 
 
 def _as_openai_wrote_it(text):
-    """A new line before it, and straight quotation marks."""
+    """A newline before it, and straight quotation marks."""
     for marks in ("“", "”", "``", "''"):
         text = text.replace(marks, '"')
     return "\n" + text.strip()
 
 
 def stop_words(tokenizer, n_vocab: int) -> np.ndarray:
-    """Which ids are a stop word (NLTK's English list) and a space or not: (V,) of bool."""
+    """Which ids are a stop word, with a space or without: (V,) of bool."""
     words = (tokenizer.decode([i]).strip() in STOP_WORDS for i in range(tokenizer.n_vocab))
     return np.array([*words] + [False] * (n_vocab - tokenizer.n_vocab))
 
@@ -419,13 +423,14 @@ def lambada_result(scored) -> dict:
 def lambada(model, tokenizer, texts: Iterable[str], protocol: str = "word", batch: int = 8) -> dict:
     """LAMBADA (Paperno et al. 2016), predicting the last word of a passage; OpenAI's copy of it.
 
-    Three protocols are published, and their figures of 124M lie far apart:
+    Three protocols are in use, and 124M's figures by them lie far apart:
 
     word      context = the text up to its last space, encoded by itself with nothing before it;
               target = that space and the last word, all of its tokens. As EleutherAI's harness
               scores `lambada_openai`: accuracy 32.56 %, perplexity 40.06.
-    token     the target is the last token alone, be it only the end of a word; before the text
-              stands a new line, and quotation marks are straight. 46.67 %.
+    token     the target is the last token alone, even if it is only the end of a word; a newline
+              stands before the text, and quotation marks are straight. For the last token alone
+              46.67 % was published.
     filtered  as "word", prepared as "token" is, and greedy decoding must not write a stop word. The
               paper's 45.99 % and 35.13 were made with such a filter, whose details it leaves out.
 
@@ -554,7 +559,7 @@ def cbt_questions(tokenizer, items: Iterable[dict]) -> list[Question]:
 
 
 def cbt_result(questions, scored) -> dict:
-    """accuracy: the option is right with which the rest of the sentence has the smallest -ln p."""
+    """accuracy: the share of items whose likeliest option, see `cbt`, is the answer."""
     _check_some(questions, "questions of the Children's Book Test")
     right = [
         int(np.argmin([one.nats for one in s])) == q.right
@@ -569,8 +574,8 @@ def cbt(model, tokenizer, items: Iterable[dict], batch: int = 8) -> dict:
     Protocol, the paper's: the option is chosen that is likeliest together with the rest of the
     sentence, given the twenty sentences before, all detokenised. Of a context too long for n_ctx
     the beginning is cut off. For 124M the paper gives 87.65 % (common nouns, CN) and 83.4 % (named
-    entities, NE); public attempts to repeat it got 84.35 and 73.65 %, as the paper does not say how
-    it detokenises.
+    entities, NE), but does not say how it detokenises; a public attempt to repeat it got 84.35 and
+    73.65 %.
 
     Returns accuracy and items (their number), see `cbt_result`.
     """
@@ -649,8 +654,8 @@ def baselines(tokenizer, documents, known=()) -> dict:
     Protocol: xz and bzip2 at their highest level, the documents joined by newlines. The trigram
     model predicts the same ids as `stream_nats` of `data.encode_documents`, each from the two
     before it (`trigram_nats`), and counts it afterwards. known: documents that came before; a
-    compressor is charged for what the documents add to them, and the trigram model has counted
-    them.
+    compressor is charged only for what the documents add to them, and the trigram model has counted
+    them. Raises ValueError for documents without text.
     """
     size = sum(len(document.encode("utf-8")) for document in documents)
     if not size:
@@ -674,7 +679,7 @@ def trigram_nats(ids: list[int], n_vocab: int, known: list[int] | tuple = ()) ->
 
     p(w | u v) = (c(u v w) + t(u v) p(w | v)) / (c(u v) + t(u v)), and so on down to the unigrams,
     whose last resort is 1 / n_vocab; c counts, t is the number of different ids that have followed
-    (Witten and Bell 1991). An unseen context has t = c = 0: then it is the shorter one's.
+    (Witten and Bell 1991). An unseen context has t = c = 0: then p is that of the shorter one.
     """
     followers = {}  # context, () to (u, v) -> {what followed: how often}
     counts = collections.Counter()  # context -> how often something followed
