@@ -2,9 +2,9 @@
 
 *  the layer norm stands behind each sum ("post-norm"), x = LN(x + f(x)), as in 2017, so there is
    none at the end and the stream itself is normalised twice a block. GPT-2 moved it in front of
-   attention and MLP, which leaves a path from the logits to the embedding that nothing scales;
-*  a token is not made of bytes but of characters, and a word's last piece ends in </w>. So there
-   are no spaces to give back, all is in small letters, and what no merge makes can be unknown.
+   attention and MLP, which leaves a path from the last block to the embedding that nothing scales;
+*  a token is made not of bytes but of characters, and a word's last piece ends in </w>. So there
+   are no spaces to give back, all is in small letters, and a character can be unknown.
 
 All else is the same: parameters' names and shapes (without ln_f), tanh GELU, the causal mask, the
 cache, the tied unembedding; its context is 512. Sources: Radford et al. 2018; Hugging Face's
@@ -92,7 +92,8 @@ class GPT1:
         if cache:
             k = gpt2.append(cache.k[i], k, cache.length)
             v = gpt2.append(cache.v[i], v, cache.length)
-        save(h + "attn.q", q), save(h + "attn.k", k), save(h + "attn.v", v)
+        for name, array in (("q", q), ("k", k), ("v", v)):
+            save(f"{h}attn.{name}", array)
         scores = save(h + "attn.scores", ops.attention_scores(q, k, pads))
         pattern = save(h + "attn.pattern", ops.softmax(scores))
         z = save(h + "attn.z", ops.merge_heads(ops.attention_values(pattern, v)))
@@ -107,10 +108,10 @@ class GPT1:
 class CharacterBPE:
     """GPT-1's tokenizer: words in small letters, merged from characters, the last with </w>.
 
-    tokens: by id; merges: pairs in the order learned. It cuts words as BERT does, as Hugging Face's
-    does; OpenAI's own cut them with spaCy, which takes "don't" apart otherwise. `eot` is None:
-    GPT-1 was trained on books without an end token. Raises ValueError for a token or a merge that
-    is there twice, one that makes no token, and a vocabulary without <unk>.
+    tokens: by id; merges: pairs in the order learned. It cuts words as BERT does, like Hugging
+    Face's; OpenAI's own used spaCy, which cuts "don't" differently. `eot` is None: GPT-1 was
+    trained on books without an end token. Raises ValueError for a token or a merge that is there
+    twice, a merge that makes no token, and a vocabulary without <unk>.
     """
 
     eot, bos, ends = None, None, ()
@@ -135,7 +136,8 @@ class CharacterBPE:
     def encode(self, text: str, allowed_special=(), begins: bool = True) -> list[int]:
         """The ids of a text, whether it begins or goes on.
 
-        There are no special tokens to allow; <unk> is for what is unknown.
+        There are no special tokens to allow; <unk> is for what is unknown. Raises TypeError for
+        anything but a str, ValueError for special tokens.
         """
         if not isinstance(text, str):
             raise TypeError(f"the text must be a str, not {type(text).__name__}")

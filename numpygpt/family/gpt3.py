@@ -3,7 +3,7 @@
 *  attention alternates: in every second block a query sees only the last `band` positions, itself
    among them ("locally banded"), in the others all of them. The paper says that they alternate and
    refers to the Sparse Transformer; neither the band's width nor which blocks come first is given;
-*  the context is 2048, and there are eight sizes, the largest a hundred times GPT-2's.
+*  the context is 2048, and there are eight sizes, the largest over a hundred times as large.
 
 Nothing else: the paper calls it the same model and architecture, pre-norm and tokenizer included.
 Sources: Brown et al. 2020, table 2.1 and appendix D; Child et al. 2019 (Sparse Transformer).
@@ -19,7 +19,7 @@ from numpygpt.model import GPT2, Config, check_input, described, with_ops
 
 # ---- the eight sizes ----------------------------------------------------------------------------
 
-TRAINING_TOKENS = 300_000_000_000  # each of the eight was trained on
+TRAINING_TOKENS = 300_000_000_000  # that each of the eight was trained on
 FLOPS_PRINTED = 3.14e23  # of training the largest, appendix D
 
 
@@ -77,9 +77,9 @@ def notes(row: Printed) -> tuple[str, ...]:
 def banded_scores(q, k, pads=None, *, band: int):
     """`ops.attention_scores`, and -inf for keys that are `band` or more positions back.
 
-    Query t of the last T of S positions sees keys t - band + 1 .. t, so band = S hides nothing. Its
-    backward is that of the dense ones: a key without weight gets no gradient. Of padding at the
-    left nobody reads the result, but it keeps seeing itself, as there.
+    A query at position t sees keys t - band + 1 .. t, so band = S hides nothing. The backward is
+    that of `ops.attention_scores`: a key without weight gets no gradient. Padding at the left keeps
+    seeing itself, as there.
     """
     scores = ops.attention_scores(q, k, pads)
     t, s = scores.shape[-2:]

@@ -54,7 +54,7 @@ def _scores(q, k, hidden):
 
 
 def attention_backward(dz, q, k, v, hidden=None):
-    """-> dq, dk, dv. The mask is added, so it has no part in this but through the pattern."""
+    """(dq, dk, dv). The mask is a constant that is added: it acts through the pattern alone."""
     scores = _scores(q, k, hidden)
     pattern = ops.softmax(scores)
     dpattern, dv = ops.attention_values_backward(dz, pattern, v)
@@ -86,7 +86,7 @@ def sinusoids(positions, width, dtype):
     """PE(pos, 2i) = sin(pos / 10000^(2i/C)), PE(pos, 2i+1) = cos of the same: (T,) -> (T, C).
 
     Each pair of columns turns at its own speed, so PE(pos + k) is PE(pos) turned by angles that
-    depend on k alone: a head can learn to look k places back from anywhere.
+    depend on k alone: so, the paper supposes, a head easily learns to look k places back.
     """
     speeds = 10000.0 ** (-np.arange(0, width, 2) / width)  # (C/2,)
     angles = positions[:, None] * speeds
@@ -97,11 +97,12 @@ def sinusoids(positions, width, dtype):
 def smoothed_cross_entropy(logits, targets, mask=None, smoothing=0.1):
     """Cross-entropy to a target that is worth 1 - e, and every id (the target too) e / V besides.
 
-        loss = mean over mask of  lse(x) - (1 - e) x_target - e mean(x)
+        loss = mean over mask of  log sum_j exp(x_j) - (1 - e) x_target - e mean(x)
              = cross_entropy + e mean over mask of (x_target - mean(x))
 
-    e = smoothing. Its least value is not 0, and it is not a perplexity's logarithm: the model is
-    kept from being certain, which the paper found to cost perplexity and to help its translations.
+    e = smoothing, and x are the V logits of a position. The least loss is not 0, and exp(loss) is
+    not a perplexity: the model is kept from being certain, which the paper found to cost perplexity
+    and to help its translations.
     """
     weight, chosen = _weight_and_chosen(logits, targets, mask)
     margin = np.take_along_axis(logits, chosen, -1)[..., 0] - logits.mean(-1)
@@ -109,7 +110,7 @@ def smoothed_cross_entropy(logits, targets, mask=None, smoothing=0.1):
 
 
 def smoothed_cross_entropy_backward(dy, logits, targets, mask=None, smoothing=0.1):
-    """dlogits = that of cross_entropy + dy e weight (onehot(target) - 1/V); weight as there."""
+    """dlogits = that of cross_entropy + dy e weight (onehot(target) - 1/V), weight = mask / sum."""
     weight, chosen = _weight_and_chosen(logits, targets, mask)
     d = np.full_like(logits, -1 / logits.shape[-1])  # of (x_target - mean(x))
     np.put_along_axis(d, chosen, 1 - 1 / logits.shape[-1], -1)
@@ -254,18 +255,18 @@ class Transformer:
         for i in reversed(range(self.config.n_layer)):
             h = f"decoder.h.{i}."
             dx = self._mlp_backward(dx, h + "mlp.", acts, grads)
-            dx, d = self._sublayer_backward(dx, h + "cross.", acts, grads)
-            dmemory = dmemory + d
-            dx, d = self._sublayer_backward(dx, h + "attn.", acts, grads)
-            dx = dx + d  # x asked and answered
+            dx, dseen = self._sublayer_backward(dx, h + "cross.", acts, grads)
+            dmemory = dmemory + dseen
+            dx, dseen = self._sublayer_backward(dx, h + "attn.", acts, grads)
+            dx = dx + dseen  # x asked and answered
         scale = math.sqrt(self.config.n_embd)
         dtable = ops.embedding_backward(dx * scale, acts["target"], wte, dtable)
         dx = dmemory
         for i in reversed(range(self.config.n_layer)):
             h = f"encoder.h.{i}."
             dx = self._mlp_backward(dx, h + "mlp.", acts, grads)
-            dx, d = self._sublayer_backward(dx, h + "attn.", acts, grads)
-            dx = dx + d
+            dx, dseen = self._sublayer_backward(dx, h + "attn.", acts, grads)
+            dx = dx + dseen
         grads["wte.weight"] = ops.embedding_backward(dx * scale, acts["source"], wte, dtable)
         return {name: grads[name] for name in self.params}
 
@@ -275,18 +276,19 @@ class Transformer:
         return dx
 
     def _sublayer_backward(self, dx, name, acts, grads):
-        """`sublayer` and `keys_values` from their last line to their first: -> dx, dmemory."""
+        """`sublayer` and `keys_values` from their last line to their first: dx, and the gradient of
+        what k and v were made from."""
         eps = self.config.layer_norm_epsilon
         dx = self._undo(ops.layer_norm_backward, dx, name + "ln", acts[name + "sum"], grads, eps)
         dz = self._undo(ops.linear_backward, dx, name + "c_proj", acts[name + "z"], grads)
         dz = ops.split_heads(dz, self.config.n_head)
-        qkv = (acts[name + x] for x in "qkv")
-        dq, dk, dv = map(ops.merge_heads, attention_backward(dz, *qkv, acts[name + "hidden"]))
+        q, k, v = acts[name + "q"], acts[name + "k"], acts[name + "v"]
+        dqkv = attention_backward(dz, q, k, v, acts[name + "hidden"])
+        dq, dk, dv = (ops.merge_heads(part) for part in dqkv)
         dkv = np.concatenate([dk, dv], axis=-1)
-        dmemory = self._undo(ops.linear_backward, dkv, name + "c_kv", acts[name + "memory"], grads)
-        return dx + self._undo(
-            ops.linear_backward, dq, name + "c_q", acts[name + "x"], grads
-        ), dmemory
+        dseen = self._undo(ops.linear_backward, dkv, name + "c_kv", acts[name + "memory"], grads)
+        dx = dx + self._undo(ops.linear_backward, dq, name + "c_q", acts[name + "x"], grads)
+        return dx, dseen
 
     def _mlp_backward(self, dx, name, acts, grads):
         eps = self.config.layer_norm_epsilon
@@ -331,8 +333,8 @@ class Reader:
     def forward(self, tokens, cache=None, pads=None, only_last=False, acts=None):
         """Logits (B, T, V) after each of its own tokens (B, T), or the last, and the record.
 
-        Several rows may have read one source of one row. Raises ValueError for padding at the
-        left: all rows begin at their start token.
+        A source of one row serves any number of rows. Raises ValueError for padding at the left:
+        all rows begin at their start token.
         """
         model, acts = self.model, {} if acts is None else acts
         if pads is not None:
@@ -370,7 +372,7 @@ def _checked(tokens, what, config, past=0):
 
 
 def greedy(model: Transformer, source, start: int, end: int, max_new_tokens: int, real=None):
-    """The likeliest id after each other, a list of ids for each source (B, S), without `end`."""
+    """At each step the likeliest id: a list of ids for each source (B, S), without `end`."""
     reader = model.read(source, real)
     rows = len(np.atleast_2d(source))
     cache, tokens = reader.cache(rows), np.full((rows, 1), start)
@@ -421,8 +423,8 @@ def train(model: Transformer, batches, steps: int, warmup: int, smoothing=0.1):
 def average(snapshots) -> dict[str, np.ndarray]:
     """The mean of each parameter over several dicts of them, as the paper does at the end.
 
-    The schedule never brings the learning rate to 0, so the parameters keep moving about a better
-    place than any one of them is at.
+    The schedule never brings the learning rate to 0, so the parameters keep moving around a place
+    that may be better than any one of them.
     """
     return {name: sum(s[name] for s in snapshots) / len(snapshots) for name in snapshots[0]}
 
@@ -430,8 +432,8 @@ def average(snapshots) -> dict[str, np.ndarray]:
 def pair_batch(pairs, start: int, end: int):
     """(source ids, target ids) pairs -> source, real, target, targets, mask for `loss_and_grads`.
 
-    The decoder is given start, y1, y2, ... and is to say y1, y2, ..., end. Padding at the right is
-    any id: `real` hides it in the source, and in the target nothing looks ahead to it.
+    The decoder is given start, y1, y2, ... and is to say y1, y2, ..., end. Padding, at the right,
+    may be any id: `real` hides it in the source, and in the target nothing looks ahead to it.
     """
     s, t = (max(map(len, texts)) for texts in zip(*pairs, strict=True))
     source, real = np.full((len(pairs), s), end), np.zeros((len(pairs), s), bool)
