@@ -42,8 +42,6 @@ def beam_search(
             f"{model.config.n_ctx}: ask for at most {model.config.n_ctx - len(prompt) + 1}"
         )
     eos = set(eos) if isinstance(eos, Collection) else {eos} - {None}
-    # Enough candidates for num_beams of them to run on, even if every beam could end in every way.
-    candidates = num_beams + num_beams * len(eos)
     cache, logits = prefill(model, [prompt])
     beams, scores, ended = [[]], [0.0], []
     for length in itertools.count(1):
@@ -53,29 +51,40 @@ def beam_search(
         else:
             steps = log_p([prompt + ids for ids in beams], logits)
         totals = np.array(scores, steps.dtype)[:, None] + steps  # (beams, V)
-        last = length == max_new_tokens
-        origin, running, scores = [], [], []
-        for rank, at in enumerate(_largest(totals.ravel(), candidates)):
-            beam, token = divmod(int(at), totals.shape[1])
-            ids, score = [*beams[beam], token], float(totals[beam, token])
-            if last or token in eos:
-                if rank < num_beams:
-                    ended.append((ids, score / length**length_penalty))
-            elif len(running) < num_beams:
-                origin.append(beam)
-                running.append(ids)
-                scores.append(score)
+        running, ending = _extended(beams, totals, num_beams, eos, length == max_new_tokens)
+        ended += [(ids, score / length**length_penalty) for ids, score in ending]
         ended = sorted(ended, key=lambda found: -found[1])[:num_beams]
         if not running:  # as after the last id
             break
+        origin, beams, scores = zip(*running, strict=True)
         if len(ended) == num_beams:
             best_running, worst_ended = scores[0] / length**length_penalty, ended[-1][1]
             if early_stopping or best_running <= worst_ended:
                 break
-        beams = running
-        cache = select(model, cache, origin)
+        cache = select(model, cache, list(origin))
         logits = read(model, np.array([ids[-1:] for ids in beams]), cache)
     return ended
+
+
+def _extended(beams, totals, num_beams, eos, last):
+    """The likeliest ways to add an id to a beam: those that run on, and those that end with it.
+
+    totals (beams, V): log p of each beam with each id behind it. Returns at most num_beams of
+    (number of the beam, ids, log p), and (ids, log p) of those that end among the num_beams
+    likeliest; after the last id all end.
+    """
+    # Enough candidates for num_beams of them to run on, even if every beam could end in every way.
+    candidates = num_beams + num_beams * len(eos)
+    running, ending = [], []
+    for rank, at in enumerate(_largest(totals.ravel(), candidates)):
+        beam, token = divmod(int(at), totals.shape[1])
+        ids, log_p = [*beams[beam], token], float(totals[beam, token])
+        if last or token in eos:
+            if rank < num_beams:
+                ending.append((ids, log_p))
+        elif len(running) < num_beams:
+            running.append((beam, ids, log_p))
+    return running, ending
 
 
 def _largest(x, k):

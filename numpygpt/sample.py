@@ -177,13 +177,8 @@ def generate(
         raise ValueError(f"a draft can serve one row, not {count}: generate them one after another")
     if draft is not None and not hasattr(draft, "steps"):
         raise TypeError(f"draft must be one of numpygpt.draft, as prompt_lookup(), not {draft!r}")
-    if rng is not None and not (hasattr(rng, "spawn") and hasattr(rng, "random")):
-        raise TypeError(
-            f"rng must be a NumPy Generator such as np.random.default_rng(7), not {rng!r}"
-        )
-    rngs = (np.random.default_rng() if rng is None else rng).spawn(count)
     rows = []
-    for i, child in enumerate(rngs):
+    for i, child in enumerate(_children(rng, count)):
         ids = prompts[i // num_return_sequences]
         start = max(0, len(ids) - model.config.n_ctx)
         rows.append(Row(list(ids), child, max_new_tokens, start))
@@ -201,6 +196,15 @@ def generate(
     else:
         steps = draft.steps(model, rows[0], distribution, ends, slide)
     return _keeping_memory(steps)
+
+
+def _children(rng, count):
+    """A generator of random numbers for each row."""
+    if rng is not None and not (hasattr(rng, "spawn") and hasattr(rng, "random")):
+        raise TypeError(
+            f"rng must be a NumPy Generator such as np.random.default_rng(7), not {rng!r}"
+        )
+    return (np.random.default_rng() if rng is None else rng).spawn(count)
 
 
 def _keeping_memory(steps):
