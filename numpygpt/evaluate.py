@@ -610,7 +610,8 @@ class Answer(NamedTuple):
 
 
 def answers(model, tokenizer, pairs, batch: int = 16) -> list[Answer]:
-    """The greedy continuation of every x, up to the end token or to one token more than y has."""
+    """The greedy continuation of every x, up to the end token or to one token more than y and the
+    end token after it have."""
     written = []
     for i in range(0, len(pairs), batch):
         rows = [data.encode_pair(tokenizer, x, y) for x, y in pairs[i : i + batch]]
@@ -622,7 +623,8 @@ def answers(model, tokenizer, pairs, batch: int = 16) -> list[Answer]:
         ):
             for row, new in zip(ids, step, strict=True):
                 row += new
-        for row in ids:
+        for row, (_, after) in zip(ids, rows, strict=True):
+            row = row[: len(after) + 1]  # others of the batch may need more
             ended = row[-1:] == [end]
             written.append(Answer(tokenizer.decode(row[:-1] if ended else row), ended))
     return written

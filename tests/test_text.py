@@ -60,6 +60,24 @@ def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
         text.read(tmp_path / "pipe")
 
 
+def test_what_is_json_is_not_prose(write):
+    rows = [{"x": "a", "y": "b"}, {"x": "c", "y": "d \U0001f600"}]
+    lines = "\n".join(map(json.dumps, rows))
+    for content in (
+        lines,
+        "\n" + lines,
+        json.dumps(rows),
+        json.dumps(rows, indent=1),
+        "{}",
+        "[]\n",
+    ):
+        with pytest.raises(ValueError, match="holds JSON, not prose"):
+            text.prose(write(content))
+    for content in ('["', "[1] says\n[2]", '"x"', "{ a\n}", "5", "[" * 100_000):
+        assert text.prose(write(content)) == content
+    assert text.json_lines(write(lines), text.PAIR) == rows
+
+
 def test_json_lines_end_at_newlines_alone(write):
     strings = ["one\u2028two", "three\u2029four", "five\x85six"]
     rows = [json.dumps({"x": s, "y": "z", "id": 3}, ensure_ascii=False) for s in strings]
@@ -79,6 +97,7 @@ def test_json_lines_end_at_newlines_alone(write):
         ('["a", "b"]', "must be one JSON object with x, y"),
         ('"x y"', "must be one JSON object"),
         ('{"x": "a", "y": "b"', "is not JSON (Expecting"),
+        ('{"x": "a", "y": "b \\ud83d"}', r"y has half a character, \ud83d"),
         ("[" * 100_000, "is not JSON (maximum recursion|must be one JSON object"),
         ('{"x": ' + "1" * 5000 + "}", "is not JSON (Exceeds the limit"),
     ],

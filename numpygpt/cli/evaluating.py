@@ -40,7 +40,7 @@ def _check_options(args):
     for option, tasks in OPTIONS.items():
         if getattr(args, option) is not None and args.task not in tasks:
             name = "--" + option.replace("_", "-")
-            raise ValueError(f"{name} is for {' and '.join(tasks)}, not for {args.task}")
+            raise ValueError(f"{name} is for {', '.join(tasks)}, not for {args.task}")
 
 
 def _read_cbt(path):
@@ -183,7 +183,7 @@ def _memorisation(args, model, tokenizer, content):
     rng = np.random.default_rng(args.seed)
     prefix, windows = args.prefix or 32, args.limit or 200
     questions = []
-    for whole in (content, text.read(args.held_out)):
+    for whole in (content, text.prose(args.held_out)):
         ids = data.encode_documents(tokenizer, data.documents_of(whole, tokenizer))
         end = tokenizer.eot
         questions.append(probe.window_questions(ids, windows, prefix, prefix, rng=rng, end=end))
@@ -209,12 +209,15 @@ TASKS = {
     "memorisation": _memorisation,
     "pairs": _pairs,
 }
+ALL_BUT_PAIRS = tuple(name for name in TASKS if name != "pairs")
 OPTIONS = {  # which are for some tasks alone
     "stride": ("perplexity",),
     "baselines": ("perplexity",),
     "protocol": ("lambada",),
     "held_out": ("memorisation",),
     "prefix": ("memorisation",),
+    "batch": ALL_BUT_PAIRS,
+    "keep": ALL_BUT_PAIRS,
 }
 FILE = """perplexity, memorisation: a text; wikitext: wiki.test.raw; lambada: lines {"text": ...};
 hellaswag: lines {"ctx": ..., "endings": ..., "label": ...}; cbt: cbtest_CN_test_2500ex.txt or lines

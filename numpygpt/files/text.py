@@ -7,6 +7,7 @@ U+2028 and U+0085 may stand inside a JSON string, where `str.splitlines` would c
 
 import json
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -39,19 +40,23 @@ def read(path: str | os.PathLike) -> str:
 
 
 def prose(path: str | os.PathLike) -> str:
-    """The text of a file that is to be read as text. Raises ValueError for JSON lines as well."""
+    """The text of a file that is to be read as text. Raises ValueError for one that is JSON, or
+    JSON lines, as well."""
     text = read(path)
-    if _is_json_object(text.lstrip().split("\n", 1)[0]):
+    beginning = text.lstrip()
+    if beginning[:1] in ("{", "[") and (
+        _is_json(beginning.split("\n", 1)[0], dict) or _is_json(text, (dict, list))
+    ):
         raise ValueError(
-            f"{path} holds JSON lines, not prose: `finetune` trains on (x, y) pairs, and "
-            "`evaluate --pairs` measures them"
+            f"{path} holds JSON, not prose: `finetune` trains on (x, y) pairs, one JSON object a "
+            "line, and `evaluate --pairs` measures them"
         )
     return text
 
 
-def _is_json_object(line):
+def _is_json(text, kinds):
     try:
-        return isinstance(json.loads(line), dict)
+        return isinstance(json.loads(text), kinds)
     except (ValueError, RecursionError):
         return False
 
@@ -121,7 +126,7 @@ def json_lines(
     fields: name -> a function from the value in the file to the value that is meant, such as
     `string`, which raises ValueError saying what it should be; `sometimes`: those that may be
     absent. Raises ValueError with the file's line number for what is not JSON, not an object, or
-    lacks a field or has it wrong; and for a file without any line.
+    lacks a field or has it wrong or with half a character; and for a file without any line.
     """
     rows = []
     for number, line in enumerate(read(path).split("\n"), 1):
@@ -151,6 +156,11 @@ def _row(where, line, fields, sometimes):
             kind = {list: "a list", dict: "an object"}.get(type(item[name]))
             shown = kind or json.dumps(item[name])
             raise ValueError(f"{where}: {name} must be {error}, not {shown:.60}") from None
+        if half := re.search("[\ud800-\udfff]", json.dumps(item[name], ensure_ascii=False)):
+            raise ValueError(
+                f"{where}: {name} has half a character, {json.dumps(half[0])[1:-1]}: it was cut "
+                "within one, so write it again"
+            )
     return row
 
 
