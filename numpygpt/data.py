@@ -16,8 +16,9 @@ from .bpe import documents
 def hold_out(texts: list[str], share: float = 0.05) -> tuple[list[str], list[str]]:
     """Documents to train on, and documents to measure on that training never sees.
 
-    With a share of 0.05 that is every 20th document or, if there are fewer than 20, the last 5 % of
-    each, beginning after a space or a newline. Raises ValueError for a share outside [0, 0.5].
+    With a share of 0.05 that is every 20th document, whose copies are trained on no more; or, if
+    there are fewer than 20, the last 5 % of each, beginning after a space or a newline if there is
+    one near. Raises ValueError for a share outside [0, 0.5].
     """
     if not 0 <= share <= 0.5:
         raise ValueError(f"the share that is held out must lie between 0 and 0.5, not {share}")
@@ -26,11 +27,14 @@ def hold_out(texts: list[str], share: float = 0.05) -> tuple[list[str], list[str
     every = round(1 / share)
     if len(texts) >= every:
         held = texts[every - 1 :: every]
-        return [text for i, text in enumerate(texts, 1) if i % every], held
+        seen = set(held)
+        return [text for text in texts if text not in seen], held
     parts = []
     for text in texts:
         at = int(len(text) * (1 - share))
-        border = max(text[:at].rfind(" "), text[:at].rfind("\n"))
+        # Chinese has no spaces: a border far away, behind the title perhaps, is not looked for
+        nearest = at - min(at, len(text) - at, 100)
+        border = max(text.rfind(" ", nearest, at), text.rfind("\n", nearest, at))
         if border >= 0:
             at = border + 1
         parts.append((text[:at], text[at:]))
@@ -101,6 +105,10 @@ def stream(ids, batch: int, length: int, rng: np.random.Generator):
             f"{len(ids)} tokens are too few for batches of {batch} windows of {length}: "
             "bring more text, or use a smaller batch or window"
         )
+    return _stream(ids, batch, length, rng)
+
+
+def _stream(ids, batch, length, rng):
     steps = np.arange(length)
     while True:
         starts = np.arange(rng.integers(length), len(ids) - length, length)
@@ -127,7 +135,14 @@ def pair_batches(pairs, tokenizer, batch: int, length: int, rng: np.random.Gener
     """
     rows = pair_rows(pairs, tokenizer, length)
     if len(rows) < batch:
-        raise ValueError(f"{len(rows)} pairs are too few for a batch of {batch}")
+        raise ValueError(
+            f"{len(rows)} pairs are too few for a batch of {batch}: bring more, or use a smaller "
+            "batch"
+        )
+    return _pair_batches(rows, batch, rng)
+
+
+def _pair_batches(rows, batch, rng):
     while True:
         order = rng.permutation(len(rows))
         for i in range(0, len(order) - batch + 1, batch):
@@ -137,15 +152,16 @@ def pair_batches(pairs, tokenizer, batch: int, length: int, rng: np.random.Gener
 def pair_rows(pairs, tokenizer, length: int) -> list[tuple[list[int], int]]:
     """(ids of x, y and the end token; how many of them are x) of each pair.
 
-    Raises ValueError naming a pair of more than length + 1 ids, of which the last is only a target.
+    Raises ValueError naming the first pair of more than length + 1 ids, of which the last is only a
+    target.
     """
     rows = []
-    for number, (x, y) in enumerate(pairs):
+    for number, (x, y) in enumerate(pairs, 1):
         before, after = encode_pair(tokenizer, x, y)
         if len(before) + len(after) - 1 > length:
             raise ValueError(
-                f"pair {number} has {len(before) + len(after)} tokens, more than the {length + 1} "
-                "that fit: shorten it or leave it out"
+                f"pair {number}, {x!r:.40}, has {len(before) + len(after)} tokens, more than the "
+                f"{length + 1} that fit: shorten it or leave it out"
             )
         rows.append((before + after, len(before)))
     return rows

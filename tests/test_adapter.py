@@ -81,6 +81,23 @@ def test_what_is_not_this_kind_of_lora_is_refused(base, tmp_path, change, messag
         numpygpt.load(tmp_path / "lora")
 
 
+def test_a_lora_of_a_model_that_has_changed_is_loaded_with_a_warning(base, tmp_path):
+    gpt, tokenizer, name = base
+    adapter.save(filled(gpt), name, tmp_path / "lora")
+    params = {key: value.copy() for key, value in gpt.params.items()}
+    params["h.0.mlp.c_fc.weight"] *= 2  # it does not change this one
+    numpygpt.save(numpygpt.GPT2(CONFIG, params), tokenizer, name)
+    numpygpt.load(tmp_path / "lora")
+    params["h.0.mlp.c_proj.weight"] *= 2
+    numpygpt.save(numpygpt.GPT2(CONFIG, params), tokenizer, name)
+    with pytest.warns(UserWarning, match="as it was before: its weights have changed since"):
+        numpygpt.load(tmp_path / "lora")
+    arrays = safetensors.read(tmp_path / "lora" / "adapter_model.safetensors")
+    arrays = {key: value.copy() for key, value in arrays.items()}
+    safetensors.write(tmp_path / "lora" / "adapter_model.safetensors", arrays, {"format": "pt"})
+    numpygpt.load(tmp_path / "lora")  # PEFT's says nothing of its model
+
+
 def test_fine_tuning_writes_it_apart_when_asked(base, tmp_path):
     settings = {"steps": 4, "batch": 2}
     begun = plan.finetuning(PAIRS, tmp_path / "out", base, rank=2, settings=settings, apart=True)

@@ -396,10 +396,13 @@ def test_what_people_look_for_and_is_not_there(run, words, sentence):
         (["train", "t.txt", "--hold-out", "0.9"], "must lie between 0 and 0.5"),
         (["train", "t.txt", "--n-embd", "30", "--n-head", "4"], "cannot be divided"),
         (["train", "t.txt", "--model", "stories", "--n-layer", "2"], "has its own sizes"),
-        (["train", "p.jsonl"], "holds JSON lines, not prose"),
+        (["train", "p.jsonl"], "holds JSON, not prose"),
         (["train", "e.txt"], "the text is empty"),
         (["finetune", "p.jsonl", "--lora", "2", "--lora-alpha", "0"], "alpha must be positive"),
         (["finetune", "p.jsonl", "--lora-apart"], "only a LoRA can be written apart"),
+        (["finetune", "p.jsonl", "--lora-alpha", "32"], "only a LoRA has an alpha and matrices"),
+        (["finetune", "p.jsonl", "--lora-matrices", "mlp.c_fc"], "only a LoRA has an alpha"),
+        (["finetune", "h.jsonl"], "line 1: y has half a character, \\ud83d"),
         (["finetune", "p.jsonl", "--beta1", "1"], "beta1 must be in"),
     ],
 )
@@ -410,12 +413,37 @@ def test_misuse_of_training_is_one_line_and_leaves_nothing(
     (tmp_path / "t.txt").write_text(TEXT, encoding="utf-8")
     (tmp_path / "e.txt").write_text("", encoding="utf-8")
     (tmp_path / "p.jsonl").write_text('{"x": "A cat", "y": " ran"}\n', encoding="utf-8")
+    (tmp_path / "h.jsonl").write_text('{"x": "A cat", "y": "\\ud83d"}\n', encoding="utf-8")
     before = sorted(tmp_path.iterdir())
     if words[0] == "finetune":
         words = [*words, "--model", folder]
     status, out, err = run(*words)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert sentence in err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["train", "t.txt", "--batch", "9999"], "too few for a batch of 9999"),
+        (["train", "t.txt", "--hold-out", "0", "--patience", "2"], "patience waits for"),
+        (["train", "a.txt"], "too short to hold out a part of it"),
+        (["finetune", "p.jsonl", "--batch", "3"], "1 pairs are too few for a batch of 3"),
+        (["finetune", "p.jsonl", "--patience", "3"], "patience waits for a lower"),
+    ],
+)
+def test_what_is_refused_once_the_text_is_known_leaves_nothing_either(
+    run, folder, tmp_path, monkeypatch, words, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.txt").write_text(TEXT, encoding="utf-8")
+    (tmp_path / "a.txt").write_text("a", encoding="utf-8")
+    (tmp_path / "p.jsonl").write_text('{"x": "A cat", "y": " ran"}\n', encoding="utf-8")
+    before = sorted(tmp_path.iterdir())
+    status, out, err = run(*words, "--model", folder)
+    assert (status, out) == (2, "")
+    assert sentence in err.splitlines()[-1]
     assert sorted(tmp_path.iterdir()) == before
 
 

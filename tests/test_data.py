@@ -94,11 +94,11 @@ def test_an_empty_question_leaves_something_to_predict_from(tokenizer):
 
 def test_pairs_that_do_not_fit_are_named(tokenizer):
     pairs = [("a", "b"), ("a b c d", "e f g h")]
-    with pytest.raises(ValueError, match="pair 1 has 9 tokens, more than the 8 that fit"):
+    with pytest.raises(ValueError, match="pair 2, 'a b c d', has 9 tokens, more than the 8"):
         next(data.pair_batches(pairs, tokenizer, 1, 7, np.random.default_rng(0)))
     next(data.pair_batches(pairs, tokenizer, 1, 8, np.random.default_rng(0)))
     with pytest.raises(ValueError, match="2 pairs are too few for a batch of 3"):
-        next(data.pair_batches(pairs, tokenizer, 3, 9, np.random.default_rng(0)))
+        data.pair_batches(pairs, tokenizer, 3, 9, np.random.default_rng(0))
 
 
 def test_special_tokens_in_texts_and_pairs_are_tokens():
@@ -152,10 +152,33 @@ def test_every_20th_document_is_held_out():
         ("a b\ncdefgh", "a b\n", "cdefgh"),
         (" abcdefgh", " ", "abcdefgh"),
         ("abcdefghi", "abcd", "efghi"),  # no border
+        pytest.param("a\n" + "狐" * 298, "a\n" + "狐" * 148, "狐" * 150, id="a border far away"),
     ],
 )
 def test_few_documents_are_cut_behind_a_space_or_a_newline(text, before, after):
     assert data.hold_out([text], 0.5) == ([before], [after])
+
+
+def test_a_text_without_spaces_is_cut_near_its_end():
+    """A border is looked for 100 characters back, or as many as are held out, and no further."""
+    for title in ("狐狸的故事\n", "a b c\n", ""):
+        text = title + "从前有一只狐狸住在森林里" * 100
+        ((before,), (after,)) = data.hold_out([text], 0.05)
+        assert (before + after, len(after)) == (text, len(text) - int(0.95 * len(text)))
+    for at, cut in ((10, 11), (9, 15)):
+        text = "a" * at + " " + "a" * (19 - at)
+        assert data.hold_out([text], 0.25) == ([text[:cut]], [text[cut:]])
+    for at, cut in ((650, 651), (649, 750)):
+        text = "a" * at + "\n" + "a" * (999 - at)
+        assert data.hold_out([text], 0.25) == ([text[:cut]], [text[cut:]])
+
+
+def test_a_copy_of_what_is_held_out_is_not_trained_on():
+    texts = [f"document {i % 30}" for i in range(1, 61)]
+    kept, held = data.hold_out(texts)
+    assert held == ["document 20", "document 10", "document 0"]
+    assert kept == [text for text in texts if text not in held]
+    assert len(kept) == 54
 
 
 def test_no_x_is_both_trained_on_and_held_out():

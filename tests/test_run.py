@@ -179,17 +179,70 @@ def test_one_run_or_save_at_a_time_in_a_folder(base, tmp_path):
     assert [one.number for one in run.resumable(second)] == list(range(31))
 
 
-def test_a_vocabulary_is_not_written_over_that_of_a_run_begun_meanwhile(tmp_path, monkeypatch):
-    learn = plan.Tokenizer.train
+def test_a_run_that_was_not_begun_leaves_no_vocabulary_to_the_next(tmp_path):
+    """The vocabulary of a text that was too short would be taken for that of the longer one."""
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match="tokens are too few for a batch of 40 and"):
+        plan.pretraining("A cat.\n" * 9, tmp_path / "out", settings={"batch": 40})
+    text_run(tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+    begun = plan.pretraining("Zwei Bären.\n" * 60, tmp_path / "out", settings={"steps": 2})
+    list(run.resumable(begun))
+    _, tokenizer = numpygpt.load(tmp_path / "out")
+    assert len(tokenizer.encode("Zwei Bären.")) < 6  # of 12 bytes
+    again = plan.pretraining("Zwei Bären.\n" * 60, tmp_path / "out", settings={"steps": 3})
+    assert [one.number for one in run.resumable(again)] == [2, 3]
 
-    def slow(text, n_vocab):
-        monkeypatch.undo()
-        text_run(tmp_path / "out")
-        return learn(text[: len(text) // 2], n_vocab)
 
-    monkeypatch.setattr(plan.Tokenizer, "train", slow)
-    with pytest.raises(BlockingIOError, match="another run has begun"):
-        text_run(tmp_path / "out")
+def test_a_run_of_another_text_that_was_begun_meanwhile_is_not_written_over(tmp_path):
+    late = text_run(tmp_path / "out")
+    other = plan.pretraining("Zwei Bären. " * 99, tmp_path / "out", sizes=SIZES | {"n_vocab": 260})
+    for _ in run.resumable(other):
+        break
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.*")}
+    with pytest.raises(ValueError, match="holds a run with other settings"):
+        next(run.resumable(late))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.*")} == before
+
+
+def test_a_run_is_not_measured_on_something_else_when_it_goes_on(base, tmp_path):
+    """The losses of two texts do not say which model is the better one."""
+
+    def on_text(validation):
+        return text_run(tmp_path / "text", validation=validation)
+
+    def on_pairs(validation):
+        settings = SETTINGS | {"batch": 4}
+        return plan.finetuning(
+            PAIRS, tmp_path / "pairs", base(), validation=validation, settings=settings
+        )
+
+    for begin, first, second in (
+        (on_text, "The cat sat.", "The cat ran."),
+        (on_pairs, PAIRS[:2], PAIRS[1:3]),
+    ):
+        next(run.resumable(begin(first)))
+        next(run.resumable(begin(first)))
+        with pytest.raises(ValueError, match="to train or to measure on is a different one"):
+            next(run.resumable(begin(second)))
+
+
+def test_a_lora_does_not_go_on_from_a_model_that_has_changed(base, tmp_path):
+    def begin(factor):
+        gpt, tokenizer, name = base()
+        gpt.params["h.1.attn.c_attn.weight"] *= factor
+        return plan.finetuning(PAIRS, tmp_path / "out", (gpt, tokenizer, name), rank=3)
+
+    next(run.resumable(begin(1)))
+    next(run.resumable(begin(1)))
+    with pytest.raises(ValueError, match="LoRA of small as it was then, and its weights have chan"):
+        begin(1.01)
+
+
+def test_patience_without_a_measure_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="nothing is held out to measure one"):
+        next(run.resumable(text_run(tmp_path / "out", share=0), patience=2))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("place", ["parameter", "moment", "step", "length", "cut", "gone"])
@@ -308,13 +361,60 @@ def test_what_is_chosen_is_said(tmp_path):
     chosen = plan.pretraining(TEXT, tmp_path / "out", settings={"steps": 5}, say=said.append)
     assert any(line.startswith("the last 5% of the text is held out") for line in said)
     assert any("4.2 kB, " in line and "parameters, 5 steps" in line for line in said)
-    assert chosen.model.config.n_vocab <= 512  # the text has not the pairs for more
-    assert any("windows of" in line for line in said)
+    n_vocab = chosen.model.config.n_vocab
+    assert n_vocab < 512
+    assert f"the text does not have the pairs for as many: {n_vocab} tokens" in said
     assert chosen.settings.warmup == 0
-    with pytest.raises(ValueError, match="tokens are too few"):
+    with pytest.raises(ValueError, match="tokens are too few for a batch of 1 and .*more text$"):
         plan.pretraining("A cat.", tmp_path / "other")
     with pytest.raises(ValueError, match="empty"):
         plan.pretraining("<|endoftext|>\n", tmp_path / "third")
+    with pytest.raises(ValueError, match="too short to hold out"):
+        plan.pretraining("a", tmp_path / "third")
+    texts = "<|endoftext|>".join(f"document {i % 25}" for i in range(40))
+    plan.pretraining(texts, tmp_path / "third", sizes=SIZES, settings=SETTINGS, say=said.append)
+    assert "2 of 40 documents are held out to measure on; copies of them left out: 1" in said
+    text_run(tmp_path / "third", share=0.004, say=said.append)
+    assert "the last 0.4% of the text is held out to measure on" in said
+
+
+@pytest.mark.parametrize("words, n_ctx, batch", [(30, 8, 2), (180, 19, 8), (5000, 256, 8)])
+def test_a_short_text_gets_a_context_all_of_whose_positions_are_learned(
+    tmp_path, words, n_ctx, batch
+):
+    rng, said = np.random.default_rng(0), []
+    text = " ".join(map(str, rng.integers(0, 10, words)))
+    sizes = {name: SIZES[name] for name in ("n_embd", "n_head", "n_layer")} | {"n_vocab": 257}
+    options = {"sizes": sizes, "settings": {"steps": 2}, "share": 0.05, "say": said.append}
+    begun = plan.pretraining(text, tmp_path / "out", **options)
+    short = f"the text is short: a context of {begun.model.config.n_ctx} tokens instead of 256"
+    assert (short in said) == (n_ctx < 256)
+    assert not any("windows of" in line for line in said)
+    tokens, _, _ = next(begun.batches)
+    assert tokens.shape == (begun.settings.batch, begun.model.config.n_ctx)
+    begun = plan.pretraining(text, tmp_path / "out", **options)
+    list(run.resumable(begun))
+    again = plan.pretraining(text, tmp_path / "out", **options | {"settings": {"steps": 3}})
+    assert again.model.config == begun.model.config
+    # a context that was asked for, or that a model has, stays, and is said not to be filled
+    asked = options | {"sizes": sizes | {"n_ctx": 512}}
+    plan.pretraining(text, tmp_path / "other", **asked)
+    assert any("windows of" in line for line in said) == (n_ctx < 256)
+
+
+def test_of_much_to_measure_on_a_part_is_used_and_that_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "VALIDATION", 20)
+    said = []
+    begun = text_run(tmp_path / "out", say=said.append)
+    used = [line for line in said if line.startswith("of ")]
+    (count,) = (int(line.split()[1]) for line in used)
+    assert used == [f"of {count} tokens to measure on the first 20 are used"]
+    trained, held_out = data.hold_out([TEXT.removesuffix("\n")])
+    tokenizer = plan.Tokenizer.train(trained[0], 270)
+    ids = data.encode_documents(tokenizer, held_out)
+    assert len(ids) == count
+    nats, tokens = evaluate.stream_nats(begun.model, ids[:20])
+    assert begun.measure()["validation"] == nats / tokens
 
 
 def test_amounts_and_durations_in_words():

@@ -62,7 +62,7 @@ def test_a_run_with_other_settings_or_another_model_is_refused(tmp_path):
         other = model.GPT2(config, model.init(config, np.random.default_rng(0)))
         with pytest.raises(ValueError, match="n_layer was 2, now 1|n_head was 3, now 4"):
             run.load_run(tmp_path / "run", other, SETTINGS)
-    with pytest.raises(ValueError, match="the text is a different one"):
+    with pytest.raises(ValueError, match="to measure on is a different one"):
         run.load_run(tmp_path / "run", gpt, SETTINGS, run.digest("another"))
     run.load_run(tmp_path / "run", gpt, dataclasses.replace(SETTINGS, lr=1e-4))  # may be lowered
     safetensors.write(tmp_path / "other", gpt.params)

@@ -47,7 +47,7 @@ def finetune_command(args):
         settings=_settings(args),
         rank=args.lora,
         alpha=args.lora_alpha,
-        matrices=tuple(args.lora_matrices.split(",")),
+        matrices=tuple(args.lora_matrices.split(",")) if args.lora_matrices else None,
         apart=args.lora_apart,
         half=args.half,
         say=say,
@@ -230,9 +230,11 @@ def add(command):
     p.add_argument("--model", **MODEL)
     p.add_argument("--hold-out", type=float, default=0.1, help="share of the pairs to measure on")
     p.add_argument("--lora", type=positive, metavar="RANK", help="learn A and B of this rank alone")
-    p.add_argument("--lora-alpha", type=float, default=16.0, help="scale of A B is alpha / rank")
+    p.add_argument("--lora-alpha", type=float, help="scale of A B is alpha / rank (default: 16)")
     p.add_argument(
         "--lora-apart", action="store_true", help="write A and B alone, not merged into the model"
     )
-    p.add_argument("--lora-matrices", default="attn.c_attn", help="which, with commas between")
+    p.add_argument(
+        "--lora-matrices", help="which, with commas between (default: attn.c_attn)", metavar="NAMES"
+    )
     _training_options(p, batch="16", lr="5e-4, with --lora 3e-3")

@@ -9,11 +9,12 @@ PEFT's are the transposes of `lora.py`'s A (in, r) and B (r, out).
 
 import json
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 
-from numpygpt.files import text
+from numpygpt.files import results, text
 from numpygpt.files.atomic import writing
 from numpygpt.formats import CheckpointError, safetensors
 from numpygpt.lora import MATRICES, LoRA
@@ -21,6 +22,7 @@ from numpygpt.model import GPT2
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model.transformer."
+BASE = "sha256 of the matrices it changes"
 # What changes the formula, and the values with which it is the one of `lora.py`.
 PLAIN = {
     "peft_type": ("LORA",),
@@ -48,13 +50,14 @@ def is_adapter(folder: str | os.PathLike) -> bool:
 
 
 def save(adapter: LoRA, base: str, folder: str | os.PathLike) -> None:
-    """Write A and B, and the name or folder of the model they belong to; PEFT loads it too."""
+    """Write A and B, and the name or folder of the model they belong to, with the `digest` of what
+    they change; PEFT loads it too."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {}
     for name, value in adapter.params.items():
         arrays[f"{PREFIX}{name}.weight"] = np.ascontiguousarray(value.T)
-    safetensors.write(folder / WEIGHTS, arrays, {"format": "pt"})
+    safetensors.write(folder / WEIGHTS, arrays, {"format": "pt", BASE: digest(adapter)})
     fields = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -71,6 +74,11 @@ def save(adapter: LoRA, base: str, folder: str | os.PathLike) -> None:
         file.write(json.dumps(fields, indent=2) + "\n")
 
 
+def digest(adapter: LoRA) -> str:
+    """sha256 of the matrices that a LoRA changes: what it learned is for these alone."""
+    return results.digest_arrays(adapter.base)
+
+
 def base_of(folder: str | os.PathLike) -> str:
     """The name or folder of the model that an adapter belongs to."""
     return _read_config(Path(folder))["base_model_name_or_path"]
@@ -79,7 +87,8 @@ def base_of(folder: str | os.PathLike) -> str:
 def load(folder: str | os.PathLike, model: GPT2) -> GPT2:
     """The model with the adapter of the folder merged into it.
 
-    Raises CheckpointError for what is damaged, of another kind of adapter, or of another model.
+    Warns where the model's weights are no longer those with which the adapter was trained. Raises
+    CheckpointError for what is damaged, of another kind of adapter, or of another model.
     """
     folder = Path(folder)
     config = _read_config(folder)
@@ -102,6 +111,13 @@ def load(folder: str | os.PathLike, model: GPT2) -> GPT2:
                 f"{adapter.params[ours].shape[::-1]}"
             )
         adapter.params[ours][...] = array
+    trained_with = safetensors.read_metadata(folder / WEIGHTS).get(BASE)  # PEFT does not write it
+    if trained_with and trained_with != digest(adapter):
+        warnings.warn(
+            f"{folder} is a LoRA of {config['base_model_name_or_path']} as it was before: its "
+            "weights have changed since, and what was learned may not fit them",
+            stacklevel=2,
+        )
     return adapter.merged()
 
 

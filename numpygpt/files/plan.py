@@ -17,14 +17,13 @@ from numpygpt import data, evaluate, optim, sample
 from numpygpt.bpe import END_OF_TEXT, Tokenizer
 from numpygpt.fast import machine_memory
 from numpygpt.files import adapter, checkpoint, run, vocabulary
-from numpygpt.files.atomic import locked
 from numpygpt.lora import LoRA
 from numpygpt.model import GPT2, Config, init
 from numpygpt.train import Settings
 
 MINUTES = 10  # that a run may take whose number of steps nobody gave
 PASSES = 10  # over the text or the pairs, where that takes less; a small model gains little by more
-TOKENS_A_STEP = 2048
+TOKENS_A_STEP, N_CTX = 2048, 256
 VALIDATION = 2**15  # tokens at most: enough for two digits after the point, and a few seconds
 # Tokens of the text up to which a size is taken -> layers, width; heads are 64 wide, as GPT-2's.
 SIZES = {50_000: (4, 128), 1_000_000: (6, 192), 10_000_000: (6, 256), float("inf"): (8, 384)}
@@ -68,11 +67,11 @@ def pretraining(
         gpt, tokenizer, _ = base
         ids = data.encode_documents(tokenizer, texts)
     else:
-        tokenizer = _vocabulary(folder, texts, sizes.get("n_vocab"), say)
+        tokenizer = _vocabulary(begun, folder, texts, sizes.get("n_vocab"), say)
         ids = data.encode_documents(tokenizer, texts)
-        config = _config(tokenizer.n_vocab, sizes, begun, len(ids))
+        config = _config(tokenizer.n_vocab, sizes, begun, len(ids), say)
         gpt = GPT2(config, init(config, np.random.default_rng(_seed(settings, begun))))
-    planned = {"batch": max(1, TOKENS_A_STEP // gpt.config.n_ctx), "lr": 3e-4 if base else 1e-3}
+    planned = {"batch": _batch(len(ids), gpt.config.n_ctx), "lr": 3e-4 if base else 1e-3}
     planned = _planned(planned, begun, settings)
     window = _window(len(ids), planned["batch"], gpt.config.n_ctx, say)
     size = len("".join(texts).encode("utf-8", "replace"))
@@ -85,9 +84,9 @@ def pretraining(
         gpt,
         data.stream(ids, settings.batch, window, rng),
         settings,
-        run.digest(ids),
+        run.digest(run.digest(ids) + "\0".join(held_out)),
         partial(checkpoint.save_in_locked, gpt, tokenizer, folder, "float16" if half else None),
-        _measure_text(gpt, tokenizer, held_out),
+        _measure_text(gpt, tokenizer, held_out, say),
         about,
     )
 
@@ -101,8 +100,8 @@ def finetuning(
     share: float = 0.1,
     settings: dict | None = None,
     rank: int | None = None,
-    alpha: float = 16.0,
-    matrices: tuple[str, ...] = ("attn.c_attn",),
+    alpha: float | None = None,
+    matrices: tuple[str, ...] | None = None,
     apart: bool = False,
     half: bool = False,
     say: Callable[[str], None] = say_nothing,
@@ -110,13 +109,16 @@ def finetuning(
     """A run that trains base = (model, tokenizer, name) on (x, y) pairs, with the loss on y alone.
 
     validation: pairs to measure on; by default `data.hold_out_pairs` takes `share` of them. rank,
-    alpha, matrices: of a `LoRA`, which is merged into the model that is written, or written apart;
-    by default all parameters learn. settings, half and what is raised: as in `pretraining`.
+    and alpha and matrices (None: those of `LoRA`): of a LoRA, which is merged into the model that
+    is written, or written apart; by default all parameters learn. settings, half and what is
+    raised: as in `pretraining`.
     """
     settings, folder = dict(settings or {}), Path(folder)
     gpt, tokenizer, name = base
     if apart and not rank:
         raise ValueError("only a LoRA can be written apart: give its rank")
+    if not rank and (alpha is not None or matrices is not None):
+        raise ValueError("only a LoRA has an alpha and matrices: give its rank, or leave them out")
     if apart and half:
         raise ValueError("a LoRA is written as it is, not as float16")
     begun = _begun(folder)
@@ -127,26 +129,35 @@ def finetuning(
             "or train into another folder"
         )
     n_ctx = gpt.config.n_ctx
-    data.pair_rows([*pairs, *(validation or [])], tokenizer, n_ctx)  # refuses those that are long
+    data.pair_rows(pairs, tokenizer, n_ctx)  # refuses those that are long
+    data.pair_rows(validation or [], tokenizer, n_ctx)
     if validation is None:
         pairs, validation = data.hold_out_pairs(pairs, share, seed=_seed(settings, begun))
     planned = {"batch": min(16, len(pairs)), "lr": 3e-3 if rank else 5e-4}
     planned = _planned(planned, begun, settings)
     model, about = gpt, {"begun from": name}
     if rank:
-        rng = np.random.default_rng([planned.get("seed", 0), 3])
-        model = LoRA(gpt, rank, alpha, matrices, rng)
-        about |= {"rank": rank, "alpha": alpha, "matrices": list(matrices), "apart": apart}
+        given = {"alpha": alpha, "matrices": matrices}
+        given = {name: value for name, value in given.items() if value is not None}
+        model = LoRA(gpt, rank, **given, rng=np.random.default_rng([planned.get("seed", 0), 3]))
+        about |= {"rank": rank, "alpha": model.alpha, "matrices": list(model.matrices)}
+        about |= {"apart": apart, "base": adapter.digest(model)}
+        if begun and begun["begun"].get("base", about["base"]) != about["base"]:
+            raise ValueError(
+                f"{folder} holds a LoRA of {name} as it was then, and its weights have changed "
+                "since: train into another folder"
+            )
     held_out = f"{len(validation):,}" if validation else "none"
     warning = "" if validation else ": nothing says how well it does"
-    say(f"{len(pairs):,} pairs to train on, {held_out} held out{warning}")
+    say(f"{_pairs(len(pairs))} to train on, {held_out} held out{warning}")
     rows = data.pair_rows(pairs, tokenizer, n_ctx)
     tokens = sum(len(ids) - 1 for ids, _ in rows)
-    what = f"{len(pairs):,} pairs, {amount(tokens, ' tokens')}: "
+    what = f"{_pairs(len(pairs))}, {amount(tokens, ' tokens')}: "
     what += f"{amount(_count(model), ' parameters')} learn"
+    rng = np.random.default_rng([planned.get("seed", 0), 1])
+    batches = data.pair_batches(pairs, tokenizer, planned["batch"], n_ctx, rng)
     window = -(-tokens // max(1, len(rows)))
     settings = _settings(planned, model, tokens, window, what, begun, say)
-    rng = np.random.default_rng([settings.seed, 1])
 
     def keep():
         if apart:
@@ -159,13 +170,17 @@ def finetuning(
     return run.Run(
         folder,
         model,
-        data.pair_batches(pairs, tokenizer, settings.batch, n_ctx, rng),
+        batches,
         settings,
-        run.digest("\n".join(f"{x}\0{y}" for x, y in pairs)),
+        run.digest("\n\n".join(map(_joined, (pairs, validation)))),
         keep,
         _measure_pairs(model, tokenizer, validation),
         about,
     )
+
+
+def _joined(pairs):
+    return "\n".join(f"{x}\0{y}" for x, y in pairs)
 
 
 def _whole(model):
@@ -180,9 +195,12 @@ def _count(model):
 # ---- what is measured ---------------------------------------------------------------------------
 
 
-def _measure_text(gpt, tokenizer, held_out):
+def _measure_text(gpt, tokenizer, held_out, say):
     """What a run on a text measures, on documents that were held out; None without any."""
-    ids = data.encode_documents(tokenizer, held_out)[:VALIDATION] if held_out else []
+    ids = data.encode_documents(tokenizer, held_out) if held_out else []
+    if len(ids) > VALIDATION:
+        say(f"of {len(ids):,} tokens to measure on the first {VALIDATION:,} are used")
+        ids = ids[:VALIDATION]
 
     def measure():
         nats, count = evaluate.stream_nats(gpt, ids)
@@ -240,13 +258,19 @@ def _planned(chosen, begun, settings):
     return chosen | (begun["begun"] if begun else {}) | settings
 
 
+def _batch(count, n_ctx):
+    """Windows at a time, `TOKENS_A_STEP` in all; fewer where the text does not have as many."""
+    return max(1, min(TOKENS_A_STEP // n_ctx, (count - 1) // n_ctx - 1))
+
+
 def _window(count, batch, n_ctx, say):
     """How many tokens a window has: n_ctx, or fewer where the text is short."""
     window = min(n_ctx, (count - 1) // (batch + 1))
     if window < SHORTEST:
+        smaller = ", or use a smaller batch" if batch > 1 else ""
         raise ValueError(
-            f"{count} tokens are too few for batches of {batch} windows: bring more text, or use a "
-            "smaller batch"
+            f"{count} tokens are too few for a batch of {batch} and the tokens that follow: bring "
+            f"more text{smaller}"
         )
     if window < n_ctx:
         say(f"the text is short: windows of {window} tokens instead of {n_ctx}")
@@ -266,15 +290,19 @@ def _documents(text, validation, tokenizer, share, say):
         if not held_out:
             raise ValueError("the text to measure on is empty")
         return texts, held_out
-    count = len(texts)
-    texts, held_out = data.hold_out(texts, share)
+    documents, (texts, held_out) = texts, data.hold_out(texts, share)
+    count = len(documents)
+    if not texts:
+        raise ValueError("the text is too short to hold out a part of it: bring more text")
     if not held_out:
         say("nothing is held out: nothing says when the model begins to learn the text by heart")
-    elif len(texts) < count:
-        say(f"{len(held_out):,} of {count:,} documents are held out to measure on")
+    elif set(held_out) <= set(documents):
+        copies = count - len(texts) - len(held_out)
+        without = f"; copies of them left out: {copies:,}" if copies else ""
+        say(f"{len(held_out):,} of {count:,} documents are held out to measure on{without}")
     else:
         which = "the text" if count == 1 else f"each of {count} documents"
-        say(f"the last {share:.0%} of {which} is held out to measure on")
+        say(f"the last {100 * share:.3g}% of {which} is held out to measure on")
     return texts, held_out
 
 
@@ -291,9 +319,9 @@ def _begun(folder):
     return begun
 
 
-def _vocabulary(folder, texts, n_vocab, say):
-    """The vocabulary of an unfinished run, or a new one learned from the texts."""
-    if (folder / "merges.txt").exists():  # the last of its files
+def _vocabulary(begun, folder, texts, n_vocab, say):
+    """The vocabulary of the run in the folder, or a new one learned from the texts."""
+    if begun:
         tokenizer = vocabulary.read(folder)
         if n_vocab not in (None, tokenizer.n_vocab):
             raise ValueError(
@@ -302,42 +330,41 @@ def _vocabulary(folder, texts, n_vocab, say):
             )
         return tokenizer
     text = f"\n{END_OF_TEXT}\n".join(texts)
-    if n_vocab is not None:
-        say(f"learning a vocabulary of {n_vocab:,} tokens")
-        tokenizer = Tokenizer.train(text, n_vocab)
-    else:
-        tokenizer = _suitable_vocabulary(text, say)
-    with locked(folder):
-        if (folder / "merges.txt").exists():
-            raise BlockingIOError(
-                f"another run has begun in {folder} meanwhile: name another folder, or begin again "
-                "when it has ended"
-            )
-        vocabulary.write(tokenizer, folder)
-    return tokenizer
+    if n_vocab is None:
+        return _suitable_vocabulary(text, say)
+    say(f"learning a vocabulary of {n_vocab:,} tokens")
+    return Tokenizer.train(text, n_vocab)
 
 
 def _suitable_vocabulary(text, say):
     """As many tokens as the power of two next to the square root of the text's bytes, 512 to 8192;
     fewer where the text repeats itself so much that it does not have the pairs for them."""
     root = len(text.encode("utf-8", "replace")) ** 0.5
-    n_vocab = int(2 ** np.clip(round(np.log2(root)), 9, 13))
+    n_vocab = wanted = int(2 ** np.clip(round(np.log2(root)), 9, 13))
+    say(f"learning a vocabulary of {wanted:,} tokens")
     while True:
-        say(f"learning a vocabulary of {n_vocab:,} tokens")
         try:
-            return Tokenizer.train(text, n_vocab)
+            tokenizer = Tokenizer.train(text, n_vocab)
         except ValueError:
             if n_vocab == 257:
                 raise
-        n_vocab = 257 + (n_vocab - 257) // 2
+            n_vocab = 257 + (n_vocab - 257) // 2
+            continue
+        if n_vocab < wanted:
+            say(f"the text does not have the pairs for as many: {n_vocab} tokens")
+        return tokenizer
 
 
-def _config(n_vocab, sizes, begun, tokens):
+def _config(n_vocab, sizes, begun, tokens, say):
     """The sizes that were asked for, else those of the run in the folder, else by the text."""
     layers, width = next(size for limit, size in SIZES.items() if tokens <= limit)
-    chosen = {"n_ctx": 256, "n_embd": width, "n_layer": layers}
+    # A position that no window has would not be learned: of a short text they are fewer.
+    n_ctx = int(np.clip((tokens - 1) // (TOKENS_A_STEP // N_CTX + 1), SHORTEST, N_CTX))
+    chosen = {"n_ctx": n_ctx, "n_embd": width, "n_layer": layers}
     if begun:
         chosen = {name: begun["begun"][name] for name in (*chosen, "n_head")}
+    elif n_ctx < N_CTX and "n_ctx" not in sizes:
+        say(f"the text is short: a context of {n_ctx} tokens instead of {N_CTX}")
     chosen |= sizes | {"n_vocab": n_vocab}
     chosen.setdefault("n_head", max(1, chosen["n_embd"] // 64))
     return _fitting(Config(**chosen))
@@ -370,10 +397,11 @@ def _settings(planned, model, tokens, window, what, begun, say):
     known = {name: planned[name] for name in Settings.__dataclass_fields__ if name in planned}
     settings = Settings(**known)
     step = begun["step"] if begun else 0
+    left = max(0, settings.steps - step) * seconds
     passes = settings.steps * a_step / tokens
     say(
         f"{what}, {settings.steps:,} steps ({passes:.1f} passes), about "
-        f"{duration((settings.steps - step) * seconds)} on this machine"
+        f"{duration(left)} on this machine"
     )
     before = begun["begun"]["steps"] if begun else settings.steps
     if before < settings.steps:
@@ -418,6 +446,10 @@ def amount(count: float, unit: str) -> str:
     value = count / prefixes[prefix]
     digits = 1 if prefix and value < 10 else 0
     return f"{value:.{digits}f} {prefix}{unit}".replace("  ", " ")
+
+
+def _pairs(count):
+    return f"{count:,} pair{'' if count == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -30,9 +30,9 @@ class Run:
     """What a run is made of; `files.plan` makes one for a text or for pairs.
 
     model: what learns, a GPT2 or a LoRA of one. batches: from their beginning. text: `digest` of
-    what is trained on. about: what else must be the same for the run to go on, name -> value.
-    measure: None, or a function without arguments -> dict with `validation`, nats per token, and
-    more that is logged. keep: writes the model as it is now into the folder.
+    what is trained on and of what is measured on. about: what else must be the same for the run to
+    go on, name -> value. measure: None, or a function without arguments -> dict with `validation`,
+    nats per token, and more that is logged. keep: writes the model as it is now into the folder.
     """
 
     folder: Path
@@ -78,6 +78,11 @@ def resumable(
     Nobody else can write in the folder until the iteration ends. Raises what `locked`, `load_run`,
     `train` and writing to the disk raise; what was saved stays as it was.
     """
+    if patience and run.measure is None:
+        raise ValueError(
+            "patience waits for a lower validation loss, and nothing is held out to measure one: "
+            "hold out a part, or leave it out"
+        )
     with locked(run.folder):
         yield from _resumable(run, evaluate_every, save_every, patience)
 
@@ -202,7 +207,8 @@ def read_log(path) -> list[dict]:
 
 def digest(text_or_ids) -> str:
     """sha256 of what is trained on, so that a run does not go on with something else."""
-    data = text_or_ids.encode() if isinstance(text_or_ids, str) else np.asarray(text_or_ids)
+    is_text = isinstance(text_or_ids, str)
+    data = text_or_ids.encode("utf-8", "surrogatepass") if is_text else np.asarray(text_or_ids)
     return hashlib.sha256(data).hexdigest()
 
 
@@ -287,7 +293,7 @@ def load_run(path, model, settings: Settings, text="", about=None) -> optim.Adam
     if begun.get("steps", 0) > settings.steps:
         differ.append(f"steps was {begun['steps']}, now {settings.steps}: it may only grow")
     if run["text"] != text:
-        differ.append("the text is a different one")
+        differ.append("the text to train or to measure on is a different one")
     if differ:
         raise ValueError(
             f"{path.parent} holds a run with other settings ({'; '.join(differ)}): "
