@@ -16,9 +16,9 @@ from .bpe import documents
 def hold_out(texts: list[str], share: float = 0.05) -> tuple[list[str], list[str]]:
     """Documents to train on, and documents to measure on that training never sees.
 
-    With a share of 0.05 that is every 20th document, whose copies are trained on no more; or, if
-    there are fewer than 20, the last 5 % of each, beginning after a space or a newline if there is
-    one near. Raises ValueError for a share outside [0, 0.5].
+    With a share of 0.05 that is every 20th document, no copy of which is trained on; or, if there
+    are fewer than 20, the last 5 % of each, beginning after a space or a newline if one is near.
+    Raises ValueError for a share outside [0, 0.5].
     """
     if not 0 <= share <= 0.5:
         raise ValueError(f"the share that is held out must lie between 0 and 0.5, not {share}")
@@ -32,7 +32,7 @@ def hold_out(texts: list[str], share: float = 0.05) -> tuple[list[str], list[str
     parts = []
     for text in texts:
         at = int(len(text) * (1 - share))
-        # Chinese has no spaces: a border far away, behind the title perhaps, is not looked for
+        # Chinese has no spaces: a border far away, as after the title, is not looked for.
         nearest = at - min(at, len(text) - at, 100)
         border = max(text.rfind(" ", nearest, at), text.rfind("\n", nearest, at))
         if border >= 0:
