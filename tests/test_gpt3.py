@@ -114,12 +114,24 @@ def test_generate_works_on_it_and_the_record_is_as_gpt2s():
         ids += new
     for i in range(3, 8):
         assert ours.forward(ids[:i])[0][0, -1].argmax() == ids[i]
-    _, acts = ours.forward(TOKENS, keep="everything")
-    dense = GPT2(models.GPT3, ours.params).forward(TOKENS, keep="everything")[1]
-    assert set(acts) == set(dense) - {"positions"}
+    pads = np.zeros(len(TOKENS), int)
+    _, acts = ours.forward(TOKENS, pads=pads, keep="everything")
+    dense = GPT2(models.GPT3, ours.params).forward(TOKENS, pads=pads, keep="everything")[1]
+    assert set(acts) == set(dense)
+    assert all((acts[name] == dense[name]).all() for name in ("tokens", "positions", "pads"))
     hidden = acts["h.1.attn.pattern"][0, 0, 9]
     assert (hidden[:7] == 0).all() and (hidden[7:10] > 0).all()
     assert (acts["h.2.attn.pattern"][0, 0, 9, :10] > 0).all()
+
+
+def test_an_unembedding_of_its_own_is_used():
+    """With a band that hides nothing it is GPT-2, tied or not."""
+    params = models.gpt3_params()
+    head = np.random.default_rng(0).normal(size=params["wte.weight"].shape)
+    params |= {"lm_head.weight": head.astype(params["wte.weight"].dtype)}
+    logits, _ = gpt3.GPT3(models.GPT3, params, models.GPT3.n_ctx).forward(TOKENS)
+    assert gap(logits, GPT2(models.GPT3, params).forward(TOKENS)[0]) == 0
+    assert gap(logits, GPT2(models.GPT3, models.gpt3_params()).forward(TOKENS)[0]) > 0.1
 
 
 def test_what_is_refused():

@@ -16,6 +16,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # products too small to be s
 
 import numpy as np  # noqa: E402
 
+from numpygpt import optim  # noqa: E402
 from numpygpt.cli.shell import positive  # noqa: E402
 from numpygpt.family import transformer  # noqa: E402
 from numpygpt.model import Config  # noqa: E402
@@ -83,7 +84,7 @@ def main():
     texts = pairs(unseen[: args.unseen], rng)
     last = exact(model, texts)[0]
     trained = time.perf_counter() - start
-    model = transformer.Transformer(config, transformer.average(snapshots))
+    model = transformer.Transformer(config, optim.average(*snapshots))
     right, wrong = exact(model, texts)
     total = time.perf_counter() - start
     for x, y, out in wrong[:5]:

@@ -120,6 +120,9 @@ class GPT3:
             return array
 
         positions = ops.positions(past, tokens.shape[1], pads)
+        save("positions", np.broadcast_to(positions, tokens.shape))
+        if pads is not None:
+            save("pads", pads)
         x = save("wte", ops.embedding(save("tokens", tokens), p["wte.weight"]))
         x = ops.residual(x, save("wpe", ops.embedding(positions, p["wpe.weight"])))
         for i in range(self.config.n_layer):
@@ -130,4 +133,4 @@ class GPT3:
         x = save("ln_f", ops.layer_norm(x, p["ln_f.weight"], p["ln_f.bias"], eps))
         if cache:
             cache.length, cache.pads = past + tokens.shape[1], pads
-        return save("logits", ops.unembed(x, p["wte.weight"])), acts
+        return save("logits", ops.unembed(x, p.get("lm_head.weight", p["wte.weight"]))), acts

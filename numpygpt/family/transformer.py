@@ -410,7 +410,8 @@ def train(model: Transformer, batches, steps: int, warmup: int, smoothing=0.1):
     """Train in place by the paper's recipe, yielding the loss of each step.
 
     batches of (source, real, target, targets, mask), see `pair_batch`. Adam with beta 0.9 and 0.98
-    and eps 1e-9, no weight decay.
+    and eps 1e-9, no weight decay. The paper averages the parameters of the last checkpoints at the
+    end, as the rate never falls to 0: `optim.average`.
     """
     state = optim.adam_state(model.params)
     for step, batch in zip(range(1, steps + 1), batches, strict=False):
@@ -418,15 +419,6 @@ def train(model: Transformer, batches, steps: int, warmup: int, smoothing=0.1):
         lr = learning_rate(step, model.config.n_embd, warmup)
         optim.adamw(model.params, grads, state, lr, beta1=0.9, beta2=0.98, eps=1e-9)
         yield float(loss)
-
-
-def average(snapshots) -> dict[str, np.ndarray]:
-    """The mean of each parameter over several dicts of them, as the paper does at the end.
-
-    The schedule never brings the learning rate to 0, so the parameters keep moving around a place
-    that may be better than any one of them.
-    """
-    return {name: sum(s[name] for s in snapshots) / len(snapshots) for name in snapshots[0]}
 
 
 def pair_batch(pairs, start: int, end: int):
