@@ -40,10 +40,10 @@ def complete(
     """The texts that follow the prompts, without the prompts: num_return_sequences for each.
 
     Text p * num_return_sequences + r is the r-th that follows prompt p. It ends before an end token
-    of the model, before a `stop` (ids, or strings in the new text), after max_new_tokens, or where
-    the context is full. num_beams: the likeliest texts that `beam_search` finds, with that many
-    beams and the best first, instead of drawn ones. Everything else, and what is raised, is as in
-    `stream`.
+    of the model, before a `stop` that is a string in the new text, behind one that is an id, after
+    max_new_tokens, or where the context is full. num_beams: the likeliest texts that `beam_search`
+    finds, with that many beams and the best first, instead of drawn ones; a stop string cuts them
+    when they are found. Everything else, and what is raised, is as in `stream`.
     """
     if num_beams is not None:
         drawn = (temperature, top_k, top_p, seed, rng) != (1.0, None, None, None, None)
@@ -113,9 +113,10 @@ def stream(
     if seed is not None:
         if rng is not None:
             raise ValueError("seed and rng are two ways to say the same: give one")
+        sample.check_count("seed", seed, 0)
         rng = np.random.default_rng(seed)
     ids = prompt_ids(model, tokenizer, prompts, max_new_tokens, long_prompts)
-    stops = _stops(tokenizer, stop)
+    stops = [*tokenizer.ends, *sample.check_stop(stop)]
     steps = sample.generate(
         model,
         ids,
@@ -218,16 +219,13 @@ def prompt_ids(model, tokenizer, prompts, max_new_tokens, long_prompts="error"):
         if long_prompts == "keep_end" and len(ids) + max_new_tokens - 1 > n_ctx:
             room = n_ctx + 1 - max_new_tokens
             if room < 1:
-                raise ValueError(f"{max_new_tokens} new tokens do not fit n_ctx = {n_ctx}")
+                raise ValueError(
+                    f"{max_new_tokens} new tokens do not fit n_ctx = {n_ctx}: ask for at most "
+                    f"{n_ctx}"
+                )
             ids = ids[-room:]
         rows.append(ids)
     return rows
-
-
-def _stops(tokenizer, stop):
-    """What ends a text: the model's end tokens, and what was asked for."""
-    one = isinstance(stop, str | bytes) or not isinstance(stop, Iterable)
-    return [*tokenizer.ends, *([stop] if one else stop)]
 
 
 def _beams(
@@ -235,16 +233,18 @@ def _beams(
 ):
     """The `count` best texts of each prompt."""
     sample.check_count("num_beams", num_beams, 1)
+    sample.check_count("num_return_sequences", count, 1)
     sample.check_penalty(penalty)
     if count > num_beams:
         raise ValueError(f"{num_beams} beams find {num_beams} texts, not {count}")
     if long_prompts == "slide":
         raise ValueError('beams do not slide: choose long_prompts="error" or "keep_end"')
-    stops = _stops(tokenizer, stop)
+    stops = [*tokenizer.ends, *sample.check_stop(stop)]
+    ends = [stop for stop in stops if not isinstance(stop, str)]
     texts = []
     for ids in prompt_ids(model, tokenizer, prompts, max_new_tokens, long_prompts):
         found = beam_search(
-            model, ids, max_new_tokens, num_beams, eos=tokenizer.ends, log_p=_penalised(penalty)
+            model, ids, max_new_tokens, num_beams, eos=ends, log_p=_penalised(penalty)
         )
         for new, _ in found[:count]:
             pieces = Pieces(tokenizer, stops)
@@ -350,17 +350,28 @@ TASKS = {
 }
 
 
-def ask(model, tokenizer, task: str, text: str, seed: int | None = None) -> str:
+def ask(
+    model,
+    tokenizer,
+    task: str,
+    text: str,
+    seed: int | None = None,
+    long_prompts: str = "error",
+) -> str:
     """Summarize a text, translate an English sentence into French, or answer a question.
 
     task: "summarize", "translate" or "answer", where the text's last line is the question, and is
-    about the lines above it. seed: fixes the summary, which is drawn at random. Raises ValueError
-    for another task and for an empty text, and what `complete` raises.
+    about the lines above it. seed: fixes the summary, which is drawn at random. long_prompts: what
+    to do with a text that does not fit, as in `stream`. Raises ValueError for another task and for
+    an empty text, and what `complete` raises.
     """
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, not {task!r}")
     if not text.strip():
         raise ValueError(f"there is no text to {task}")
     chosen = TASKS[task]
-    (new,) = complete(model, tokenizer, chosen.prompt(text), seed=seed, **chosen.settings)
+    prompt = chosen.prompt(text)
+    (new,) = complete(
+        model, tokenizer, prompt, seed=seed, long_prompts=long_prompts, **chosen.settings
+    )
     return chosen.answer(new)

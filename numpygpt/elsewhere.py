@@ -43,6 +43,25 @@ GENERATING = {
     "streamer": "iterate over generate: each step is the new ids of each row",
     "use_cache": "leave it out: keys and values are always kept",
 }
+# Of the command line alone, or with another answer there.
+COMMANDS = {
+    "batch_size": "it is called --batch",
+    "early_stopping_patience": "it is called --patience",
+    "eos_token_id": "--stop ends a text before other text; the model's end token always ends it",
+    "epochs": "--steps counts batches, and how many passes that is, is said at the start",
+    "eval_steps": "it is called --evaluate-every",
+    "gradient_accumulation_steps": "leave it out, or make --batch larger",
+    "learning_rate": "it is called --lr",
+    "lora_r": "it is called --lora",
+    "lora_rank": "it is called --lora",
+    "max_steps": "it is called --steps",
+    "num_beams": "it is called --beams",
+    "num_train_epochs": "--steps counts batches, and how many passes that is, is said at the start",
+    "output_dir": "it is called --out",
+    "per_device_train_batch_size": "it is called --batch",
+    "save_steps": "it is called --save-every",
+    "warmup_steps": "it is called --warmup",
+}
 # Of a tokenizer's encode and decode.
 TOKENIZING = {
     "add_special_tokens": "begins=False leaves out what stands before a text",

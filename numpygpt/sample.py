@@ -293,11 +293,7 @@ def select(model, cache, rows):
 
 def _stop_test(stop, tokenizer):
     """A function (row, new id) -> whether the row ends with it."""
-    one = isinstance(stop, str | bytes) or not isinstance(stop, Iterable)
-    stop = [stop] if one else list(stop)
-    for s in stop:
-        if not _is_int(s) and not (isinstance(s, str) and s):
-            raise TypeError(f"stop must hold ids and strings that are not empty, not {s!r}")
+    stop = check_stop(stop)
     ids = {s for s in stop if _is_int(s)}
     # As bytes: a character may be spread over tokens, and UTF-8 cannot match across a boundary.
     texts = [s.encode() for s in stop if isinstance(s, str)]
@@ -327,6 +323,16 @@ def check_penalty(penalty):
     _check_number("repetition_penalty", penalty)
     if not 0 < penalty < math.inf:
         raise ValueError(f"repetition_penalty must be a positive number, not {penalty!r}")
+
+
+def check_stop(stop) -> list:
+    """The ids and strings that end a text. Raises TypeError for anything else."""
+    one = isinstance(stop, str | bytes) or not isinstance(stop, Iterable)
+    stop = [stop] if one else list(stop)
+    for s in stop:
+        if not _is_int(s) and not (isinstance(s, str) and s):
+            raise TypeError(f"stop must hold ids and strings that are not empty, not {s!r}")
+    return stop
 
 
 def check_count(name, value, least):

@@ -333,7 +333,17 @@ def test_generate_from_a_file_of_prompts(run, folder, tmp_path):
     (tmp_path / "prompts.jsonl").write_text(
         '{"prompt": "The cat"}\n{"prompt": "A rat and"}\n', encoding="utf-8"
     )
-    assert run(*words, "--prompts", tmp_path / "prompts.jsonl")[1] == out
+    assert "1 of 3 lines are empty, and not continued\n" in err
+    status, same, err = run(*words, "--prompts", tmp_path / "prompts.jsonl")
+    assert (same, "empty" in err) == (out, False)
+    (tmp_path / "prompts.json").write_text('["The cat", "A rat and"]', encoding="utf-8")
+    assert "holds JSON" in run(*words, "--prompts", tmp_path / "prompts.json")[2]
+    (tmp_path / "long.txt").write_text("The cat\n" + "cat rat mat " * 30, encoding="utf-8")
+    status, out, err = run(*words, "--prompts", tmp_path / "long.txt")
+    assert (status, out) == (2, "")
+    assert re.search(
+        r"prompt 2 has \d+ tokens, but the model reads 32 tokens at most: .* --keep", err
+    )
     status, _, err = run(*words, "A", "--prompts", tmp_path / "prompts.txt")
     assert (status, err) == (2, "numpygpt: give a prompt or --prompts FILE, not both\n")
 
@@ -355,7 +365,11 @@ def test_generate_with_beams_penalty_and_logprobs(run, folder):
 
 def test_generate_says_what_it_does_not_read(run, folder):
     words = ("generate", "cat rat mat " * 30, "--model", folder, "--max-new-tokens", 5)
-    assert run(*words)[0] == 2
+    status, out, err = run(*words)
+    assert (status, out) == (2, "")
+    assert re.search(
+        r"the prompt has \d+ tokens, .*: shorten it, or choose --keep-end or --sl", err
+    )
     status, _, err = run(*words, "--keep-end")
     assert status == 0
     assert re.search(r"the prompt has \d+ tokens: only its last 28 are read \(keep_end\)", err)
@@ -373,13 +387,76 @@ def test_a_task_is_shown_without_a_model_and_asked_with_one(run, folder):
     status, out, _ = run("generate", "A cat", "--model", folder, "--task", "summarize")
     assert (status, out.count("TL;DR")) == (0, 0)
     assert run("generate", "A", "--dry-run", "--model", folder)[0] == 2
+    words = ("generate", "cat rat mat " * 30, "--model", folder, "--task", "summarize")
+    status, out, err = run(*words)
+    assert (status, out) == (2, "")
+    assert "choose --keep-end or --slide" in err
+    status, _, err = run(*words, "--slide")
+    assert status == 0
+    assert re.search(r"the prompt has \d+ tokens: only its last 32 are read \(slide\)", err)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--temperature=0.5", "--top-k=3", "--top-p=0.5", "--max-new-tokens=9", "--beams=2",
+        "--stop=x", "--logprobs", "--num-return-sequences=2", "--repetition-penalty=1.5",
+    ],
+)  # fmt: skip
+def test_what_a_task_does_not_heed_is_refused(run, folder, option):
+    for more in ([], ["--dry-run"]):
+        status, out, err = run("generate", "A cat", "--task", "answer", option, *more)
+        assert (status, out) == (2, "")
+        assert err.endswith(f"leave out {option.split('=')[0]}\n")
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--logprobs", "-1"], "logprobs must be at least 0, not -1"),
+        (["--seed", "-1"], "seed must be at least 0, not -1"),
+        (
+            ["--beams", "2", "--num-return-sequences", "0"],
+            "num_return_sequences must be at least 1",
+        ),
+        (["--beams", "2", "--stop", ""], "stop must hold ids and strings that are not empty"),
+        (["--stop", ""], "stop must hold ids and strings that are not empty"),
+    ],
+)
+def test_generate_refuses_before_it_writes(run, folder, words, sentence):
+    status, out, err = run("generate", "A", "--model", folder, "--max-new-tokens", 3, *words)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert sentence in err
+
+
+def test_a_newline_at_the_end_of_an_argument_is_part_of_the_prompt(run, folder):
+    """Of a line on standard input it is not: see above."""
+    model, tokenizer = numpygpt.load(str(folder))
+    (text,) = numpygpt.complete(model, tokenizer, "A rat\n", 5, temperature=0)
+    _, out, _ = run("generate", "A rat\n", "--model", folder, "--max-new-tokens", 5,
+                    "--temperature", 0)  # fmt: skip
+    assert out == f"A rat\n{text}\n"
 
 
 @pytest.mark.parametrize(
     "words, sentence",
     [
         (["chat"], "there is no chat: GPT-2 continues a text"),
-        (["generate", "A", "--max-length", "9"], "there is no --max-length: it is called max_new"),
+        (
+            ["generate", "A", "--max-length", "9"],
+            "there is no --max-length: it is called --max-new",
+        ),
+        (
+            ["generate", "A", "--max_new_tokens", "9"],
+            "there is no --max_new_tokens: it is spelled --m",
+        ),
+        (["generate", "A", "--num-beams=4"], "there is no --num-beams: it is called --beams"),
+        (["generate", "A", "--return-tensors", "pt"], "ids are lists of int"),
+        (["generate", "A", "--stop-strings", "."], "they are called --stop\n"),
+        (["generate", "A", "--zzz", "9"], "unrecognized arguments: --zzz 9\n"),
+        (["finetune", "p", "--epochs", "3"], "there is no --epochs: --steps counts batches"),
+        (["finetune", "p", "--learning-rate", "3"], "it is called --lr\n"),
+        (["finetune", "p", "--lora_alpha", "3"], "it is spelled --lora-alpha\n"),
         (["generate", "A", "--do-sample"], "there is no --do-sample: temperature=0 is greedy"),
     ],
 )

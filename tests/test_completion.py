@@ -216,6 +216,12 @@ def test_beams_are_those_of_beam_search(model, tokenizer):
         numpygpt.complete(model, tokenizer, "A", 9, num_beams=0)
     with pytest.raises(ValueError, match="beams do not slide"):
         numpygpt.complete(model, tokenizer, "A", 9, num_beams=2, long_prompts="slide")
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match="num_return_sequences must be at least 1"):
+            numpygpt.complete(model, tokenizer, "A", 9, num_beams=2, num_return_sequences=wrong)
+    for wrong in ("", [""], [b"a"], 1.5):
+        with pytest.raises(TypeError, match="stop must hold ids and strings"):
+            numpygpt.complete(model, tokenizer, "A", 9, num_beams=2, stop=wrong)
     with pytest.raises(ValueError, match="2 beams find 2 texts, not 3"):
         numpygpt.complete(model, tokenizer, "A", 9, num_beams=2, num_return_sequences=3)
 
@@ -322,6 +328,30 @@ def test_a_stop_may_be_an_id(tokenizer):
         numpygpt.complete(model, tokenizer, "x", 100, stop=b"cat")
 
 
+def test_a_stop_ends_beams_too(model, tokenizer):
+    ids = tokenizer.encode("The cat")
+    (found, _), *_ = beam_search(model, ids, 9, 3, eos=tokenizer.ends)
+    assert len(found) == 9
+    stop = [*range(model.config.n_vocab)]
+    best = beam_search(model, ids, 9, 3, eos=stop)
+    assert [len(new) for new, _ in best] == [1, 1, 1]
+    for stops in (stop, [*stop, "zzz"]):
+        assert numpygpt.complete(
+            model, tokenizer, "The cat", 9, num_beams=3, num_return_sequences=3, stop=stops
+        ) == [tokenizer.decode([i for i in new if i != tokenizer.eot]) for new, _ in best]
+    text = tokenizer.decode(found)
+    (cut,) = numpygpt.complete(model, tokenizer, "The cat", 9, num_beams=3, stop=text[3:6])
+    assert cut == text[: text.index(text[3:6])]
+
+
+def test_a_seed_is_an_integer_that_is_not_negative(model, tokenizer):
+    for wrong, error in ((-1, ValueError), (1.5, TypeError), ("1", TypeError), (True, TypeError)):
+        with pytest.raises(error, match="seed must be"):
+            numpygpt.complete(model, tokenizer, "A", 3, seed=wrong)
+    once, again = (numpygpt.complete(model, tokenizer, "A", 3, seed=s) for s in (7, np.int64(7)))
+    assert once == again
+
+
 def test_how_the_paper_continues_its_prompts():
     """100 tokens from the two likeliest (3.6); greedy to the end of the line for the others."""
     line = {"temperature": 0.0, "stop": "\n"}
@@ -356,6 +386,12 @@ def test_the_papers_prompts():
 )
 def test_an_answer_ends_where_it_ends(tokenizer, task, said, answer):
     assert completion.ask(scripted(said, tokenizer), tokenizer, task, "A cat. Who?") == answer
+    slid = completion.ask(
+        scripted(said, tokenizer), tokenizer, task, "A cat. " * 99, long_prompts="slide"
+    )
+    assert slid == answer
+    with pytest.raises(ValueError, match="but the model has n_ctx"):
+        completion.ask(scripted(said, tokenizer), tokenizer, task, "A cat. " * 99)
     with pytest.raises(ValueError, match="there is no text to"):
         completion.ask(None, tokenizer, task, " ")
     with pytest.raises(ValueError, match="task must be one of"):

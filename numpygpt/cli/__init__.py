@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import os
 import re
 import sys
@@ -106,8 +107,10 @@ def _parser():
 
     for group in (text, training, evaluating, models, looking, measuring, comparing, course):
         group.add(command)
+    known = {name for p in commands.choices.values() for name in p._option_string_actions}
     for p in (parser, *commands.choices.values()):
-        p.error, p._print_message = _misuse, _print  # argparse's own passes a full disk over
+        p.error = functools.partial(_misuse, known)
+        p._print_message = _print  # argparse's own passes a full disk over
         for option in p._actions:  # argparse has no public list of them
             if option.default not in (None, False, [], argparse.SUPPRESS):
                 option.help = f"{option.help or ''} (default: %(default)s)".strip()
@@ -118,20 +121,29 @@ def _print(message, file):
     file.write(message)
 
 
-def _misuse(message):
-    """argparse's error without the usage in front: one line."""
+def _misuse(known, message):
+    """argparse's error without the usage in front: one line. known: all options there are."""
     if "invalid choice: 'chat'" in message:
         message = (
             "there is no chat: GPT-2 continues a text and has not learned to converse; use "
             "`numpygpt generate`, or its --task answer"
         )
     if message.startswith("unrecognized arguments: --"):
-        from numpygpt.elsewhere import GENERATING
+        from numpygpt.elsewhere import COMMANDS, GENERATING
 
-        for name in message.split():
-            meant = GENERATING.get(name.split("=")[0].lstrip("-").replace("-", "_"))
-            if name.startswith("--") and meant:
-                message = f"there is no {name.split('=')[0]}: {meant}"
+        def option(word):
+            spelled = "--" + word[0].replace("_", "-")
+            return spelled if spelled in known else word[0]
+
+        for name in (word.split("=")[0] for word in message.split() if word.startswith("--")):
+            plain = name.lstrip("-").replace("-", "_")
+            meant = (GENERATING | COMMANDS).get(plain)
+            if meant:  # with the names of Python's arguments, which are options with hyphens
+                meant = re.sub(r"\w+_\w+|(?<=called )\w+", option, meant)
+            elif name != (spelled := "--" + plain.replace("_", "-")) and spelled in known:
+                meant = f"it is spelled {spelled}"
+            if meant:
+                message = f"there is no {name}: {meant}"
                 break
     say(f"numpygpt: {' '.join(message.split())}")
     raise SystemExit(2)

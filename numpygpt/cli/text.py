@@ -10,22 +10,46 @@ BATCH = 16  # prompts of a file that are continued at once
 
 def generate_command(args):
     """Continue a prompt; the text goes to standard output as it is made."""
-    from numpygpt import completion
+    from numpygpt import sample
 
+    if args.logprobs is not None:
+        sample.check_count("logprobs", args.logprobs, 0)
     prompts = _prompts(args)
+    long_prompts = "slide" if args.slide else "keep_end" if args.keep_end else "error"
     if args.task:
-        _task(args, prompts)
+        _task(args, prompts, long_prompts)
         return
     if args.dry_run:
         raise ValueError("--dry-run shows the prompt of a --task")
     if args.logprobs is not None and (args.slide or args.beams):
         raise ValueError("--logprobs does not go with --slide or --beams")
+    if args.max_new_tokens is None:
+        args.max_new_tokens = 200
     model, tokenizer = load(args.model, also=["GPT1"])
-    long_prompts = "slide" if args.slide else "keep_end" if args.keep_end else "error"
-    ids = completion.prompt_ids(model, tokenizer, prompts, args.max_new_tokens, long_prompts)
+    ids = _read(model, tokenizer, prompts, args.max_new_tokens, long_prompts)
     work = _beams if args.beams else _draw
     for text in work(args, model, tokenizer, prompts, ids, long_prompts):
         print(text, end="", flush=True)
+
+
+def _read(model, tokenizer, prompts, max_new_tokens, long_prompts):
+    """The ids of the prompts, as `completion.prompt_ids` reads them."""
+    from numpygpt import completion
+
+    whole = "slide" if long_prompts == "error" else long_prompts
+    ids = completion.prompt_ids(model, tokenizer, prompts, max_new_tokens, whole)
+    n_ctx = model.config.n_ctx
+    for number, row in enumerate(ids, 1):
+        if long_prompts == "error" and len(row) > n_ctx:
+            raise ValueError(
+                f"{_which(number, prompts)} has {len(row):,} tokens, but the model reads {n_ctx:,} "
+                "tokens at most: shorten it, or choose --keep-end or --slide"
+            )
+    return ids
+
+
+def _which(number, prompts):
+    return f"prompt {number}" if len(prompts) > 1 else "the prompt"
 
 
 def _say_what_runs(args, model, how):
@@ -36,24 +60,33 @@ def _say_what_runs(args, model, how):
 def _prompts(args):
     """Those of a file, one a line, or the one on the command line or on standard input."""
     if args.prompts is None:
+        prompt = text_or_stdin(args.prompt, "a prompt")
         # the newline that ends a line of input is the shell's, and would end a paragraph
-        return [text_or_stdin(args.prompt, "a prompt").removesuffix("\n")]
+        return [prompt.removesuffix("\n") if args.prompt in (None, "-") else prompt]
     if args.prompt is not None:
         raise ValueError("give a prompt or --prompts FILE, not both")
     from numpygpt.files import text
 
     if args.prompts.endswith(".jsonl"):
         return [row["prompt"] for row in text.json_lines(args.prompts, {"prompt": text.string})]
-    prompts = [line for line in text.read(args.prompts).split("\n") if line.strip()]
+    lines = text.prose(args.prompts).removesuffix("\n").split("\n")
+    prompts = [line for line in lines if line.strip()]
     if not prompts:
         raise ValueError(f"{args.prompts} has no prompts: write one a line")
+    if len(prompts) < len(lines):
+        say(f"{len(lines) - len(prompts):,} of {len(lines):,} lines are empty, and not continued")
     return prompts
 
 
 def _seed(args):
     import numpy as np
 
-    return np.random.SeedSequence().entropy % 2**32 if args.seed is None else args.seed
+    from numpygpt import sample
+
+    if args.seed is None:
+        return np.random.SeedSequence().entropy % 2**32
+    sample.check_count("seed", args.seed, 0)
+    return args.seed
 
 
 def _say_what_is_not_read(model, tokenizer, prompts, ids, long_prompts):
@@ -61,8 +94,10 @@ def _say_what_is_not_read(model, tokenizer, prompts, ids, long_prompts):
         whole = len(tokenizer.encode(prompt, tokenizer.special))
         kept = min(len(read), model.config.n_ctx)
         if kept < whole:
-            which = f"prompt {number}" if len(prompts) > 1 else "the prompt"
-            say(f"{which} has {whole:,} tokens: only its last {kept:,} are read ({long_prompts})")
+            say(
+                f"{_which(number, prompts)} has {whole:,} tokens: only its last {kept:,} are read "
+                f"({long_prompts})"
+            )
 
 
 def _draw(args, model, tokenizer, prompts, ids, long_prompts):
@@ -73,7 +108,7 @@ def _draw(args, model, tokenizer, prompts, ids, long_prompts):
 
     seed, copies = _seed(args), args.num_return_sequences
     rng, alone = np.random.default_rng(seed), len(prompts) == copies == 1
-    start, count, reasons = time.perf_counter(), 0, []
+    seconds, count, reasons = 0.0, 0, []
     for first in range(0, len(prompts), BATCH):
         batch = prompts[first : first + BATCH]
         steps = completion.stream(
@@ -93,13 +128,14 @@ def _draw(args, model, tokenizer, prompts, ids, long_prompts):
         if first == 0:  # now that everything has been checked
             _say_what_runs(args, model, f"seed {seed}")
             _say_what_is_not_read(model, tokenizer, prompts, ids, long_prompts)
-        texts, ended = [""] * len(batch) * copies, []
+        texts, ended, start = [""] * len(batch) * copies, [], time.perf_counter()
         if alone:
             yield prompts[0]
         for pieces in _keeping_value(steps, ended):
             if alone:
                 yield pieces[0]
             texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+        seconds += time.perf_counter() - start
         if alone:
             yield "\n"
         for row, (text, end) in enumerate(zip(texts, ended, strict=True)):
@@ -110,7 +146,6 @@ def _draw(args, model, tokenizer, prompts, ids, long_prompts):
                 yield from _logprob_lines(model, tokenizer, ids[prompt], end.ids, args.logprobs)
         count += sum(len(end.ids) for end in ended)
         reasons += [end.reason for end in ended]
-    seconds = time.perf_counter() - start
     if "context" in reasons:
         say(f"stopped at the end of the context, {model.config.n_ctx} tokens")
     speed = f", {count / seconds:.0f} tokens/s" if seconds > 0 else ""  # a clock may stand still
@@ -159,10 +194,30 @@ def _beams(args, model, tokenizer, prompts, ids, long_prompts):
             yield f"{prompt}{text}\n" if alone else f"--- {number}\n{prompt}{text}\n\n"
 
 
-def _task(args, prompts):
+# What a task has settings of its own for, and what each option is where it is not given.
+NOT_OF_A_TASK = {
+    "max_new_tokens": None,
+    "temperature": None,
+    "top_k": None,
+    "top_p": None,
+    "num_return_sequences": 1,
+    "repetition_penalty": 1.0,
+    "beams": None,
+    "stop": [],
+    "logprobs": None,
+}
+
+
+def _task(args, prompts, long_prompts):
     """Print the answer to each prompt, or with --dry-run what the model would be asked."""
     from numpygpt import completion
 
+    for name, default in NOT_OF_A_TASK.items():
+        if getattr(args, name) != default:
+            raise ValueError(
+                f"a task has settings of its own, which --dry-run shows: leave out "
+                f"--{name.replace('_', '-')}"
+            )
     task = completion.TASKS[args.task]
     if args.dry_run:
         for prompt in prompts:
@@ -170,10 +225,13 @@ def _task(args, prompts):
         say(", ".join(f"{name} {value!r}" for name, value in task.settings.items()))
         return
     model, tokenizer = load(args.model)
-    seed = _seed(args)
+    seed, whole = _seed(args), [task.prompt(prompt) for prompt in prompts]
+    ids = _read(model, tokenizer, whole, task.settings["max_new_tokens"], long_prompts)
     say(f"model {args.model}, {args.task}, seed {seed}")
+    _say_what_is_not_read(model, tokenizer, whole, ids, long_prompts)
     for number, prompt in enumerate(prompts):
-        print(completion.ask(model, tokenizer, args.task, prompt, seed + number), flush=True)
+        answer = completion.ask(model, tokenizer, args.task, prompt, seed + number, long_prompts)
+        print(answer, flush=True)
 
 
 def tokenize_command(args):
@@ -225,7 +283,7 @@ def add(command):
     p.add_argument("prompt", nargs="?", help="default: standard input")
     p.add_argument("--model", **MODEL)
     p.add_argument("--prompts", metavar="FILE", help='one a line, or .jsonl: {"prompt": ...}')
-    p.add_argument("--max-new-tokens", type=int, default=200, help="how long the text may become")
+    p.add_argument("--max-new-tokens", type=int, help="how long the text may become (default: 200)")
     p.add_argument(
         "--temperature",
         type=float,
