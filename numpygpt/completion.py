@@ -197,8 +197,9 @@ def prompt_ids(model, tokenizer, prompts, max_new_tokens, long_prompts="error"):
     if long_prompts not in LONG_PROMPTS:
         known = ", ".join(f'"{name}"' for name in LONG_PROMPTS)
         raise ValueError(f"long_prompts must be one of {known}, not {long_prompts!r}")
+    is_dict = isinstance(prompts, dict)  # whose keys would be taken for prompts
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+    if not prompts or is_dict or not all(isinstance(prompt, str) for prompt in prompts):
         raise TypeError(
             "prompts must be a text or a list of texts; generate is the one that takes ids"
         )

@@ -20,6 +20,7 @@ def hold_out(texts: list[str], share: float = 0.05) -> tuple[list[str], list[str
     are fewer than 20, the last 5 % of each, beginning after a space or a newline if one is near.
     Raises ValueError for a share outside [0, 0.5].
     """
+    check_documents(texts)
     if not 0 <= share <= 0.5:
         raise ValueError(f"the share that is held out must lie between 0 and 0.5, not {share}")
     if share == 0:
@@ -68,6 +69,12 @@ def documents_of(text: str, tokenizer) -> list[str]:
     return documents(text, end)
 
 
+def check_documents(texts):
+    """Raises TypeError for one text, of which each letter would be taken for a document."""
+    if isinstance(texts, str):
+        raise TypeError("give a list of documents, as documents(text) makes one, not a single text")
+
+
 def encode_documents(tokenizer, texts) -> np.ndarray:
     """One stream of ids: the end token, document, end token, document, ..., end token.
 
@@ -75,6 +82,7 @@ def encode_documents(tokenizer, texts) -> np.ndarray:
     Other special tokens in a document are what they are everywhere: one token. If the vocabulary
     names no end token, a single text does without, and several raise ValueError.
     """
+    check_documents(texts)
     if tokenizer.eot is None and len(texts) == 1:
         return np.array(tokenizer.encode(texts[0], tokenizer.special), np.int32)
     end = end_token(tokenizer)
@@ -149,14 +157,24 @@ def _pair_batches(rows, batch, rng):
             yield padded([rows[j] for j in order[i : i + batch]])
 
 
+def check_pair(number, pair):
+    """Raises TypeError for what is not two texts: of {"x": ..., "y": ...} the names would be taken
+    for them."""
+    is_pair = isinstance(pair, tuple | list) and len(pair) == 2
+    if not is_pair or not all(isinstance(text, str) for text in pair):
+        raise TypeError(f"pair {number} must be two texts, (x, y), not {pair!r:.60}")
+
+
 def pair_rows(pairs, tokenizer, length: int) -> list[tuple[list[int], int]]:
     """(ids of x, y and the end token; how many of them are x) of each pair.
 
     Raises ValueError naming the first pair of more than length + 1 ids, of which the last is only a
-    target.
+    target, and TypeError for what is not a pair of texts.
     """
     rows = []
-    for number, (x, y) in enumerate(pairs, 1):
+    for number, pair in enumerate(pairs, 1):
+        check_pair(number, pair)
+        x, y = pair
         before, after = encode_pair(tokenizer, x, y)
         if len(before) + len(after) - 1 > length:
             raise ValueError(

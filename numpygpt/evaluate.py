@@ -596,8 +596,7 @@ def pairs_nats(model, tokenizer, pairs, batch: int = 16):
     total = count = 0
     for i in range(0, len(rows), batch):
         tokens, targets, mask = data.padded(rows[i : i + batch])
-        logits, _ = model.forward(tokens)
-        total += float(nats(logits, targets)[mask].sum())
+        total += float(nats(_logits(model, tokens), targets)[mask].sum())
         count += int(mask.sum())
     return total, count
 
@@ -612,6 +611,8 @@ class Answer(NamedTuple):
 def answers(model, tokenizer, pairs, batch: int = 16) -> list[Answer]:
     """The greedy continuation of every x, up to the end token or to one token more than y and the
     end token after it have."""
+    for number, pair in enumerate(pairs, 1):
+        data.check_pair(number, pair)
     written = []
     for i in range(0, len(pairs), batch):
         rows = [data.encode_pair(tokenizer, x, y) for x, y in pairs[i : i + batch]]

@@ -277,7 +277,7 @@ def test_names_for_a_tokenizer_are_told_the_name_here(tokenizer):
 
 
 def test_prompts_that_are_no_texts_are_refused(model, tokenizer):
-    for wrong in ([1, 2], 5, [], [["A"]], None):
+    for wrong in ([1, 2], 5, [], [["A"]], None, {"prompt": "A"}, b"A"):
         with pytest.raises(TypeError, match="prompts must be|not iterable"):
             numpygpt.complete(model, tokenizer, wrong, 3)
     with pytest.raises(ValueError, match="seed and rng"):

@@ -101,6 +101,19 @@ def test_pairs_that_do_not_fit_are_named(tokenizer):
         data.pair_batches(pairs, tokenizer, 3, 9, np.random.default_rng(0))
 
 
+@pytest.mark.parametrize("pair", [{"x": "a", "y": "b"}, "ab", ("a",), ("a", 5), ("a", "b", "c")])
+def test_what_is_not_a_pair_of_texts_is_refused(tokenizer, pair):
+    """A dict would be unpacked into its names, and a text into its letters."""
+    with pytest.raises(TypeError, match=r"pair 2 must be two texts, \(x, y\), not "):
+        data.pair_batches([["a", "b"], pair], tokenizer, 1, 9, np.random.default_rng(0))
+
+
+def test_a_single_text_is_not_a_list_of_documents(tokenizer):
+    for call in (data.hold_out, lambda text: data.encode_documents(tokenizer, text)):
+        with pytest.raises(TypeError, match="list of documents, .*, not a single text"):
+            call("The cat sat on a mat.")
+
+
 def test_special_tokens_in_texts_and_pairs_are_tokens():
     bare = Tokenizer.gpt2()
     tokenizer = Tokenizer([*bare.tokens, "<user>"], bare.merges, ["<user>", "<|endoftext|>"])

@@ -753,6 +753,9 @@ def test_the_loss_on_y_and_exact_match_by_hand(folder):
     assert result["exact match"] == result["ended"]  # it writes what it writes, if it ends it
     with pytest.raises(ValueError, match="no pairs"):
         evaluate.pairs(gpt, tokenizer, [])
+    for measure in (evaluate.pairs, evaluate.answers):
+        with pytest.raises(TypeError, match="pair 1 must be two texts"):
+            measure(gpt, tokenizer, [{"x": "a", "y": "b"}])
 
 
 def test_exact_and_ended_answers_by_hand():

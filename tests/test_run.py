@@ -239,6 +239,36 @@ def test_a_lora_does_not_go_on_from_a_model_that_has_changed(base, tmp_path):
         begin(1.01)
 
 
+def test_what_is_trained_on_and_measured_on_as_well_is_said(base, tmp_path):
+    said = []
+    settings = SETTINGS | {"batch": 4}
+    options = {"settings": settings, "say": said.append}
+    plan.finetuning(PAIRS, tmp_path / "a", base(), validation=PAIRS[7:9] + [("A", "b")], **options)
+    assert said[1] == "pairs to measure on that are trained on as well: 2, and that flatters"
+    said.clear()
+    plan.finetuning(PAIRS, tmp_path / "a", base(), **options)
+    text_run(tmp_path / "b", say=said.append)
+    assert not any("flatters" in line for line in said)
+    text_run(tmp_path / "b", validation=TEXT, say=said.append)
+    assert "documents to measure on that are trained on as well: 1, and that flatters" in said
+
+
+def test_a_measure_that_is_not_a_number_says_what_to_do(base, tmp_path):
+    """The loss of the step was one; the weights after it are too large."""
+    settings = SETTINGS | {"batch": 4, "lr": 1e30, "clip": 1e30}
+    steps = run.resumable(plan.finetuning(PAIRS, tmp_path, base(), settings=settings), 1)
+    with pytest.raises(
+        train.NonFiniteLoss, match="step 1: .* NaN or infinity.*: lower the learning"
+    ):
+        list(steps)
+    begun = plan.finetuning(PAIRS, tmp_path, base(), settings=SETTINGS | {"batch": 4})
+    assert next(run.resumable(begun)).number == 0  # another lr, and clip as it was begun
+    broken, tokenizer, name = base()
+    broken.params["ln_f.bias"][3] = np.nan
+    with pytest.raises(FloatingPointError, match="its weights are damaged"):
+        next(run.resumable(plan.finetuning(PAIRS, tmp_path / "b", (broken, tokenizer, name))))
+
+
 def test_patience_without_a_measure_is_refused(tmp_path):
     with pytest.raises(ValueError, match="nothing is held out to measure one"):
         next(run.resumable(text_run(tmp_path / "out", share=0), patience=2))

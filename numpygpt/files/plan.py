@@ -150,6 +150,8 @@ def finetuning(
     held_out = f"{len(validation):,}" if validation else "none"
     warning = "" if validation else ": nothing says how well it does"
     say(f"{_pairs(len(pairs))} to train on, {held_out} held out{warning}")
+    seen = {x for x, _ in pairs}
+    _say_what_is_seen(sum(x in seen for x, _ in validation), "pairs", say)
     rows = data.pair_rows(pairs, tokenizer, n_ctx)
     tokens = sum(len(ids) - 1 for ids, _ in rows)
     what = f"{_pairs(len(pairs))}, {amount(tokens, ' tokens')}: "
@@ -289,6 +291,7 @@ def _documents(text, validation, tokenizer, share, say):
         held_out = split(validation)
         if not held_out:
             raise ValueError("the text to measure on is empty")
+        _say_what_is_seen(len(set(held_out) & set(texts)), "documents", say)
         return texts, held_out
     documents, (texts, held_out) = texts, data.hold_out(texts, share)
     count = len(documents)
@@ -304,6 +307,11 @@ def _documents(text, validation, tokenizer, share, say):
         which = "the text" if count == 1 else f"each of {count} documents"
         say(f"the last {100 * share:.3g}% of {which} is held out to measure on")
     return texts, held_out
+
+
+def _say_what_is_seen(count, what, say):
+    if count:
+        say(f"{what} to measure on that are trained on as well: {count:,}, and that flatters")
 
 
 def _begun(folder):

@@ -18,7 +18,7 @@ from numpygpt import optim
 from numpygpt.files import text as files_text
 from numpygpt.files.atomic import locked, writing
 from numpygpt.formats import CheckpointError, safetensors
-from numpygpt.train import Settings, Step, skip, train
+from numpygpt.train import NonFiniteLoss, Settings, Step, skip, train
 
 STATE, LOG = "training.safetensors", "training.jsonl"
 KEPT = STATE, "training.before.safetensors"  # the last two checkpoints, the newer one first
@@ -141,7 +141,7 @@ class _Kept:
 
     def row(self, row, due):
         """Log a step, with what is measured if that is due; the model is kept if it is the best."""
-        measured = self.run.measure() if due and self.run.measure else {}
+        measured = self._measured(row["number"]) if due and self.run.measure else {}
         self.log.write(json.dumps(row | measured) + "\n")
         if measured:
             self.history.append((row["number"], measured["validation"]))
@@ -149,6 +149,17 @@ class _Kept:
                 self.run.keep()
             self.save()
         return measured
+
+    def _measured(self, number):
+        try:
+            return self.run.measure()
+        except FloatingPointError as error:
+            if number == 0:  # the model was so from the beginning
+                raise
+            raise NonFiniteLoss(
+                f"step {number}: {error}: lower the learning rate (lr) and go on from the last "
+                "checkpoint"
+            ) from None
 
     def save(self):
         """Write the checkpoint, and the model unless the best is kept, if that is not done yet."""
