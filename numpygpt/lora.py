@@ -28,16 +28,20 @@ class LoRA:
     params: name -> array, `h.0.attn.c_attn.lora_A` (in, r) and `.lora_B` (r, out) of every adapted
     matrix. matrices: which of `MATRICES`, in every block; `attn.c_attn` makes queries, keys and
     values, of which the paper adapts the first and the last. rng: draws A. Raises ValueError for
-    other matrices, and for a rank or an alpha that is not positive.
+    other matrices, and for a rank or an alpha that is not positive, and TypeError for what is not
+    a number.
     """
 
     def __init__(self, model, rank: int, alpha: float = 16.0, matrices=("attn.c_attn",), rng=None):
+        if type(rank) is not int or isinstance(alpha, str):
+            raise TypeError(f"rank must be an int and alpha a number, not {rank!r} and {alpha!r}")
         if rank < 1 or not 0 < alpha < np.inf:
             raise ValueError(f"rank and alpha must be positive, not {rank} and {alpha}")
         if not matrices or set(matrices) - set(MATRICES):
             raise ValueError(f"matrices must be among {', '.join(MATRICES)}, not {matrices}")
         rng = np.random.default_rng() if rng is None else rng
-        self.config, self.rank, self.alpha, self.matrices = model.config, rank, alpha, matrices
+        self.config, self.rank, self.matrices = model.config, rank, matrices
+        self.alpha = float(alpha)  # a NumPy scalar would change the dtype
         self.base, self.params = {}, {}
         for i in range(model.config.n_layer):
             for matrix in matrices:

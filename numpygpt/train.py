@@ -22,7 +22,8 @@ class Settings:
     """What fixes a run, apart from the model and the text.
 
     batch: rows of a batch. lr: the peak of the schedule, floor: its end, warmup: steps to the peak.
-    clip: the largest global gradient norm. Raises ValueError for numbers that make no sense.
+    clip: the largest global gradient norm. Raises ValueError for numbers that make no sense, and
+    TypeError for what is not a number, or not an integer where one is meant.
     """
 
     steps: int
@@ -37,6 +38,12 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self):
+        for name, value in vars(self).items():
+            if name in ("steps", "batch", "warmup", "seed"):
+                if type(value) is not int:
+                    raise TypeError(f"{name} must be an int, not {value!r}")
+            elif type(value) is not int and not isinstance(value, float):
+                raise TypeError(f"{name} must be a float, not {value!r}")
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -99,6 +99,15 @@ def test_what_makes_no_sense_is_refused(wrong):
         adapted(**wrong)
 
 
+def test_numbers_of_another_kind_are_refused_or_made_plain():
+    for wrong in ({"rank": 2.5}, {"rank": "4"}, {"rank": True}, {"alpha": "16"}):
+        with pytest.raises(TypeError, match="rank must be an int and alpha a number"):
+            adapted(**wrong)
+    _, adapter = adapted(np.float32, alpha=np.float64(16))
+    merged = adapter.merged()
+    assert {p.dtype for p in merged.params.values()} == {np.dtype(np.float32)}
+
+
 def test_a_begins_as_random_numbers_over_the_root_of_their_count_and_b_as_zeros():
     gpt, _ = adapted()
     adapter = lora.LoRA(gpt, 1, alpha=0.5, rng=np.random.default_rng(5))

@@ -269,6 +269,36 @@ def test_a_measure_that_is_not_a_number_says_what_to_do(base, tmp_path):
         next(run.resumable(plan.finetuning(PAIRS, tmp_path / "b", (broken, tokenizer, name))))
 
 
+def test_what_a_notebook_gets_wrong_is_said_before_anything_is_written(base, tmp_path):
+    gpt, tokenizer, _ = base()
+    for wrong, error, message in (
+        (lambda: plan.pretraining([TEXT], tmp_path / "a"), TypeError, "a text must be a str"),
+        (lambda: text_run(tmp_path / "a", validation=b"A"), TypeError, "a text must be a str"),
+        (
+            lambda: plan.finetuning(PAIRS, tmp_path / "a", (gpt, tokenizer)),
+            TypeError,
+            "is .model, tokenizer, name., as",
+        ),
+        (
+            lambda: plan.pretraining(TEXT, tmp_path / "a", base=(gpt, tokenizer)),
+            TypeError,
+            "is .model, tokenizer, name., as",
+        ),
+        (lambda: plan.finetuning([], tmp_path / "a", base()), ValueError, "there are no pairs to"),
+        (
+            lambda: plan.finetuning([{"x": "a", "y": "b"}], tmp_path / "a", base()),
+            TypeError,
+            "pair 1 must be two texts",
+        ),
+        (lambda: next(run.resumable(text_run(tmp_path / "a"), 0)), ValueError, "evaluate_every mu"),
+        (lambda: next(run.resumable(text_run(tmp_path / "a"), 1, 0)), ValueError, "save_every mu"),
+        (lambda: next(run.resumable(text_run(tmp_path / "a"), 1, 1, 0)), ValueError, "patience mu"),
+    ):
+        with pytest.raises(error, match=message):
+            wrong()
+    assert not (tmp_path / "a").exists()
+
+
 def test_patience_without_a_measure_is_refused(tmp_path):
     with pytest.raises(ValueError, match="nothing is held out to measure one"):
         next(run.resumable(text_run(tmp_path / "out", share=0), patience=2))

@@ -91,6 +91,14 @@ def test_settings_that_make_no_sense_are_refused(wrong):
         train.Settings(**({"steps": 5} | wrong))
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 2.5}, {"batch": "8"}, {"warmup": True}, {"seed": None}, {"lr": "1e-3"}]
+)
+def test_settings_that_are_no_numbers_are_refused(wrong):
+    with pytest.raises(TypeError, match=f"{next(iter(wrong))} must be"):
+        train.Settings(**({"steps": 5} | wrong))
+
+
 def test_settings_at_their_borders_are_allowed():
     least = {"steps": 1, "batch": 1, "lr": 1e-9, "clip": 1e-9, "floor": 0, "warmup": 0}
     assert train.Settings(**least, weight_decay=0, beta1=0, beta2=0, seed=0).steps == 1

@@ -58,6 +58,10 @@ def pretraining(
     sizes, settings, folder = dict(sizes or {}), dict(settings or {}), Path(folder)
     if base and sizes:
         raise ValueError(f"{', '.join(sizes)}: a model to go on from has its own sizes")
+    for one in (text, *([] if validation is None else [validation])):
+        if not isinstance(one, str):
+            raise TypeError(f"a text must be a str in which {END_OF_TEXT} ends each document")
+    base = base and _parts(base)
     begun = _begun(folder)
     _check_numbers(settings, sizes)
     about = {"begun from": base[2] if base else "random weights"}
@@ -114,7 +118,9 @@ def finetuning(
     raised: as in `pretraining`.
     """
     settings, folder = dict(settings or {}), Path(folder)
-    gpt, tokenizer, name = base
+    gpt, tokenizer, name = _parts(base)
+    if not pairs:
+        raise ValueError("there are no pairs to train on")
     if apart and not rank:
         raise ValueError("only a LoRA can be written apart: give its rank")
     if not rank and (alpha is not None or matrices is not None):
@@ -238,6 +244,14 @@ def _check_numbers(settings, sizes=None):
     Settings(**({"steps": 1} | settings))
     if sizes and {"n_embd", "n_head"} <= sizes.keys():
         Config(**({"n_vocab": 257, "n_ctx": 1, "n_layer": 1} | sizes))
+
+
+def _parts(base):
+    if not isinstance(base, tuple) or len(base) != 3:
+        raise TypeError(
+            'what to go on from is (model, tokenizer, name), as (*numpygpt.load("124M"), "124M")'
+        )
+    return base
 
 
 def _check_base(begun, base, folder):

@@ -75,9 +75,17 @@ def resumable(
     loss end the run. Whoever stops iterating (`break`, or `close()`) has the last step saved; what
     interrupts a step itself costs the steps since the last save.
 
-    Nobody else can write in the folder until the iteration ends. Raises what `locked`, `load_run`,
-    `train` and writing to the disk raise; what was saved stays as it was.
+    Nobody else can write in the folder until the iteration ends. Raises ValueError for numbers
+    below 1 and for patience without a measure, and what `locked`, `load_run`, `train` and writing
+    to the disk raise; what was saved stays as it was.
     """
+    for name, value in (
+        ("evaluate_every", evaluate_every),
+        ("save_every", save_every),
+        ("patience", 1 if patience is None else patience),
+    ):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
     if patience and run.measure is None:
         raise ValueError(
             "patience waits for a lower validation loss, and nothing is held out to measure one: "
