@@ -1,6 +1,7 @@
 """A LoRA by itself: written, loaded again with its model, and refused where it does not fit."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,6 +97,31 @@ def test_a_lora_of_a_model_that_has_changed_is_loaded_with_a_warning(base, tmp_p
     arrays = {key: value.copy() for key, value in arrays.items()}
     safetensors.write(tmp_path / "lora" / "adapter_model.safetensors", arrays, {"format": "pt"})
     numpygpt.load(tmp_path / "lora")  # PEFT's says nothing of its model
+
+
+def test_a_lora_of_a_lora_is_loaded_and_one_of_itself_is_not(base, tmp_path):
+    gpt, _, name = base
+    one, two = tmp_path / "one", tmp_path / "two"
+    first = filled(gpt)
+    adapter.save(first, name, one)
+    second = filled(numpygpt.load(one)[0], ("attn.c_proj",))
+    adapter.save(second, str(one), two)
+    for key, value in second.merged().params.items():
+        np.testing.assert_array_equal(numpygpt.load(two)[0].params[key], value, err_msg=key)
+    for target, message in (
+        (two, "two is a LoRA of .*two, which is one of it"),
+        (tmp_path / "gone", "two is a LoRA of '.*gone', and '.*gone' is neither a folder"),
+    ):
+        adapter.save(second, str(target), two)
+        with pytest.raises(ValueError, match=message):
+            numpygpt.load(two)
+    adapter.save(second, str(two), one)
+    adapter.save(second, str(one), two)
+    with pytest.raises(numpygpt.CheckpointError, match="which is one of it"):
+        numpygpt.load(one)
+    adapter.save(second, str(Path(__file__).parent / "golden" / "gpt1"), two)
+    with pytest.raises(numpygpt.CheckpointError, match="is a LoRA of GPT1, not of a GPT-2"):
+        numpygpt.load(two)
 
 
 def test_fine_tuning_writes_it_apart_when_asked(base, tmp_path):

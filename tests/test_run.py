@@ -227,6 +227,18 @@ def test_a_run_is_not_measured_on_something_else_when_it_goes_on(base, tmp_path)
             next(run.resumable(begin(second)))
 
 
+def test_another_run_in_the_folder_is_named_before_its_settings_are_tried(base, tmp_path):
+    """Its batch is too large for these pairs, but that is not what is wrong."""
+    begun = plan.pretraining(TEXT, tmp_path, base=base(), settings=SETTINGS | {"batch": 10})
+    next(run.resumable(begun))
+    with pytest.raises(ValueError, match="to train or to measure on is a different one"):
+        plan.finetuning(PAIRS[:3], tmp_path, base())
+    with pytest.raises(ValueError, match="begun from small, not from other"):
+        plan.finetuning(PAIRS[:3], tmp_path, (*base()[:2], "other"))
+    with pytest.raises(ValueError, match="to train or to measure on is a different one"):
+        plan.pretraining(TEXT[:99], tmp_path, base=base())
+
+
 def test_a_lora_does_not_go_on_from_a_model_that_has_changed(base, tmp_path):
     def begin(factor):
         gpt, tokenizer, name = base()

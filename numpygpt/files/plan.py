@@ -75,12 +75,14 @@ def pretraining(
         ids = data.encode_documents(tokenizer, texts)
         config = _config(tokenizer.n_vocab, sizes, begun, len(ids), say)
         gpt = GPT2(config, init(config, np.random.default_rng(_seed(settings, begun))))
+    digest = run.digest(run.digest(ids) + "\0".join(held_out))
+    _check_text(begun, digest, folder)
     planned = {"batch": _batch(len(ids), gpt.config.n_ctx), "lr": 3e-4 if base else 1e-3}
     planned = _planned(planned, begun, settings)
     window = _window(len(ids), planned["batch"], gpt.config.n_ctx, say)
     size = len("".join(texts).encode("utf-8", "replace"))
     what = f"{amount(size, 'B')}, {amount(len(ids), ' tokens')}: "
-    what += amount(_count(gpt), " parameters")
+    what += amount(_count(gpt), " parameters") + (f", begun from {base[2]}" if base else "")
     settings = _settings(planned, gpt, ids.size, window, what, begun, say)
     rng = np.random.default_rng([settings.seed, 1])
     return run.Run(
@@ -88,7 +90,7 @@ def pretraining(
         gpt,
         data.stream(ids, settings.batch, window, rng),
         settings,
-        run.digest(run.digest(ids) + "\0".join(held_out)),
+        digest,
         partial(checkpoint.save_in_locked, gpt, tokenizer, folder, "float16" if half else None),
         _measure_text(gpt, tokenizer, held_out, say),
         about,
@@ -139,6 +141,9 @@ def finetuning(
     data.pair_rows(validation or [], tokenizer, n_ctx)
     if validation is None:
         pairs, validation = data.hold_out_pairs(pairs, share, seed=_seed(settings, begun))
+    digest = run.digest("\n\n".join(map(_joined, (pairs, validation))))
+    _check_base(begun, name, folder)
+    _check_text(begun, digest, folder)
     planned = {"batch": min(16, len(pairs)), "lr": 3e-3 if rank else 5e-4}
     planned = _planned(planned, begun, settings)
     model, about = gpt, {"begun from": name}
@@ -161,7 +166,7 @@ def finetuning(
     rows = data.pair_rows(pairs, tokenizer, n_ctx)
     tokens = sum(len(ids) - 1 for ids, _ in rows)
     what = f"{_pairs(len(pairs))}, {amount(tokens, ' tokens')}: "
-    what += f"{amount(_count(model), ' parameters')} learn"
+    what += f"{amount(_count(model), ' parameters')} learn, begun from {name}"
     rng = np.random.default_rng([planned.get("seed", 0), 1])
     batches = data.pair_batches(pairs, tokenizer, planned["batch"], n_ctx, rng)
     window = -(-tokens // max(1, len(rows)))
@@ -180,7 +185,7 @@ def finetuning(
         model,
         batches,
         settings,
-        run.digest("\n\n".join(map(_joined, (pairs, validation)))),
+        digest,
         keep,
         _measure_pairs(model, tokenizer, validation),
         about,
@@ -261,6 +266,15 @@ def _check_base(begun, base, folder):
         raise ValueError(
             f"{folder} holds a run that was begun from {before}, not from {base}: repeat that, or "
             "train into another folder"
+        )
+
+
+def _check_text(begun, digest, folder):
+    """Raises ValueError where the run in the folder is of another text, or measured on another."""
+    if begun and begun["text"] != digest:
+        raise ValueError(
+            f"{folder} holds a run whose text to train or to measure on is a different one: repeat "
+            "that, or train into another folder"
         )
 
 

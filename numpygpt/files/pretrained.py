@@ -9,6 +9,7 @@ from pathlib import Path
 
 from numpygpt.bpe import Tokenizer
 from numpygpt.files import adapter, checkpoint, vocabulary
+from numpygpt.formats import CheckpointError
 from numpygpt.model import GPT2
 
 
@@ -30,14 +31,38 @@ def load(
     """
     folder = find(name_or_folder, fetch)
     if adapter.is_adapter(folder):
-        model, tokenizer = load(adapter.base_of(folder), fetch)
-        return adapter.load(folder, model), tokenizer
+        return _with_lora(folder, fetch)
     if checkpoint.relative(folder):
         from numpygpt.files import relatives  # the family is needed by nobody else
 
         return relatives.load(folder)
     tokenizer = read_tokenizer(folder)
     return checkpoint.load_folder(folder, rows_kept(folder, tokenizer)), tokenizer
+
+
+def _with_lora(folder, fetch):
+    """The model that a LoRA belongs to, with the LoRA merged in, and its tokenizer.
+
+    That model may itself be one with a LoRA.
+    """
+    chain = [folder.resolve()]
+    while adapter.is_adapter(chain[-1]):
+        base = adapter.base_of(chain[-1])
+        try:
+            found = find(base, fetch).resolve()
+        except (ValueError, FileNotFoundError) as error:
+            raise type(error)(f"{chain[-1]} is a LoRA of {base!r:.200}, and {error}") from None
+        if found in chain:
+            raise CheckpointError(
+                f"{chain[-1]} is a LoRA of {found}, which is one of it: get it again"
+            )
+        chain.append(found)
+    model, tokenizer = load(chain.pop())
+    if not isinstance(model, GPT2):
+        raise CheckpointError(f"{folder} is a LoRA of {type(model).__name__}, not of a GPT-2")
+    for one in reversed(chain):
+        model = adapter.load(one, model)
+    return model, tokenizer
 
 
 def find(name_or_folder: str | os.PathLike, fetch: Callable[[str], Path] | None = None) -> Path:
