@@ -147,7 +147,7 @@ def test_steps_may_grow_and_the_schedule_is_restated(tmp_path):
 
 def test_what_a_folder_holds_is_not_written_over(base, tmp_path):
     numpygpt.save(*base()[:2], tmp_path / "mine")
-    with pytest.raises(ValueError, match="a model that no run here made"):
+    with pytest.raises(ValueError, match="a model and no checkpoint of a run"):
         text_run(tmp_path / "mine")
     for _ in run.resumable(plan.finetuning(PAIRS, tmp_path / "out", base(), rank=3)):
         break
@@ -399,6 +399,33 @@ def test_a_disk_that_is_full_at_once_leaves_a_run_that_can_begin(tmp_path, monke
     list(run.resumable(text_run(tmp_path / "out")))
     numbers = [row["number"] for row in run.read_log(tmp_path / "out" / "training.jsonl")]
     assert numbers == list(range(31))
+
+
+@pytest.mark.parametrize("kind", ["train", "finetune"])
+def test_a_run_that_ends_before_its_first_checkpoint_can_begin_again(
+    base, tmp_path, monkeypatch, kind
+):
+    """There was room for the model, but not for the checkpoint, which is larger."""
+    write, begin = safetensors.write, runs(base)[kind]
+
+    def nearly_full(path, *args, **kwargs):
+        if "training" in str(path):
+            raise OSError(28, "No space left on device")
+        return write(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors, "write", nearly_full)
+        with pytest.raises(OSError, match="No space left"):
+            next(run.resumable(begin(tmp_path / "out")))
+    assert (tmp_path / "out" / "config.json").exists()
+    with open(tmp_path / "out" / "training.jsonl", "a", encoding="utf-8") as log:
+        log.write('{"number": 1, "los')  # a row that was being written
+    assert [one.number for one in run.resumable(begin(tmp_path / "out"))] == list(range(31))
+    # the log of a run that took steps protects its model when the checkpoints are gone
+    for name in run.KEPT:
+        (tmp_path / "out" / name).unlink()
+    with pytest.raises(ValueError, match="a model and no checkpoint of a run"):
+        begin(tmp_path / "out")
 
 
 def test_fine_tuning_learns_to_answer_and_to_end(base, tmp_path):

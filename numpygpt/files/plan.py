@@ -346,9 +346,10 @@ def _begun(folder):
     """The run in the folder, or None; a folder in which a model stands alone is refused."""
     begun = run.read_run(folder)
     models = "config.json", adapter.CONFIG
-    if begun is None and any((folder / name).exists() for name in models):
+    foreign = begun is None and any((folder / name).exists() for name in models)
+    if foreign and not run.took_no_step(folder):
         raise ValueError(
-            f"{folder} holds a model that no run here made: choose another folder, so that it is "
+            f"{folder} holds a model and no checkpoint of a run: choose another folder, so that it is "
             "not written over"
         )
     checkpoint.check_target(folder)

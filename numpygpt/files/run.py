@@ -206,14 +206,26 @@ def open_log(path, step: int):
     them again.
     """
     path = Path(path)
-    rows = files_text.read(path).splitlines() if path.exists() else []
-    try:
-        kept = [row for row in rows if row.endswith("}") and json.loads(row)["number"] <= step]
-    except (ValueError, RecursionError, KeyError, TypeError):
-        raise ValueError(f"{path} is not the log of a run: move it away") from None
+    kept = [row for row, number in _whole_rows(path) if number <= step] if path.exists() else []
     with writing(path) as file:
         file.writelines(row + "\n" for row in kept)
     return open(path, "a", encoding="utf-8")
+
+
+def _whole_rows(path):
+    """The rows of a log, and the step of each; without the last if its writer did not end it."""
+    rows = [row for row in files_text.read(path).splitlines() if row.endswith("}")]
+    try:
+        return [(row, int(json.loads(row)["number"])) for row in rows]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        raise ValueError(f"{path} is not the log of a run: move it away") from None
+
+
+def took_no_step(folder) -> bool:
+    """Whether a run began in a folder and was ended before its first step and checkpoint, so that
+    the model there is the one that it began with."""
+    path = Path(folder) / LOG
+    return path.exists() and all(number == 0 for _, number in _whole_rows(path))
 
 
 def read_log(path) -> list[dict]:
