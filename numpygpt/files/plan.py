@@ -349,8 +349,8 @@ def _begun(folder):
     foreign = begun is None and any((folder / name).exists() for name in models)
     if foreign and not run.took_no_step(folder):
         raise ValueError(
-            f"{folder} holds a model and no checkpoint of a run: choose another folder, so that it is "
-            "not written over"
+            f"{folder} holds a model and no checkpoint of a run: choose another folder, so that it "
+            "is not written over"
         )
     checkpoint.check_target(folder)
     return begun
