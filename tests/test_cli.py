@@ -421,6 +421,7 @@ def test_what_a_task_does_not_heed_is_refused(run, folder, option):
         ),
         (["--beams", "2", "--stop", ""], "stop must hold ids and strings that are not empty"),
         (["--stop", ""], "stop must hold ids and strings that are not empty"),
+        (["--beams", "2", "--slide"], "--slide does not go with --beams: choose --keep-end"),
     ],
 )
 def test_generate_refuses_before_it_writes(run, folder, words, sentence):

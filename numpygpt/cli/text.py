@@ -23,6 +23,8 @@ def generate_command(args):
         raise ValueError("--dry-run shows the prompt of a --task")
     if args.logprobs is not None and (args.slide or args.beams):
         raise ValueError("--logprobs does not go with --slide or --beams")
+    if args.slide and args.beams:
+        raise ValueError("--slide does not go with --beams: choose --keep-end, or leave it out")
     if args.max_new_tokens is None:
         args.max_new_tokens = 200
     model, tokenizer = load(args.model, also=["GPT1"])
