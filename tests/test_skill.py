@@ -2,9 +2,13 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import numpygpt
 
 SCRIPT = Path(__file__).parent.parent / "notebooks" / "scripts" / "skill.py"
 
@@ -48,3 +52,19 @@ def test_pairs_are_different_and_fixed_by_the_seed(skill, monkeypatch, capsys):
     skill.main()
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(row["x"], row["y"]) for row in rows] == skill.make_pairs("who", 7)
+
+
+def test_a_skill_is_taught_and_measured_in_both_ways(skill, tmp_path, monkeypatch, capsys):
+    text = "".join(x + y + "\n" for x, y in skill.make_pairs("past", 60))
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    tokenizer = numpygpt.Tokenizer.train(text, 300)
+    config = numpygpt.Config(300, 90, 8, 2, 1)
+    model = numpygpt.GPT2(config, numpygpt.init(config, np.random.default_rng(0)))
+    numpygpt.save(model, tokenizer, tmp_path / "model")
+    words = ["teach", "past", "40", "--model", tmp_path / "model", "--text", tmp_path / "text.txt"]
+    monkeypatch.setattr("sys.argv", ["skill.py", *map(str, words), "--steps", "4", "--rank", "2"])
+    skill.main()
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if "," in line[:12]] == ["past, full", "past, lora"]
+    assert out.count("loss on y") == 2 * 5
+    assert len(re.findall(r"bits per byte of the text: \d\.\d+ before, \d\.\d+ after", out)) == 2

@@ -28,6 +28,7 @@ import numpy as np
 import numpygpt
 from numpygpt import data, evaluate
 from numpygpt.files import plan, run
+from numpygpt.lora import MATRICES
 
 NAMES = (
     "Tom Lily Ben Mia Sam Anna Max Sue Tim Lucy Jack Sara Leo Amy Bob Kitty Spot Jane Mark Ella"
@@ -111,7 +112,7 @@ def teach(skill, name, text, count, steps, rank, folder):
         validation=held_out,
         settings={"steps": steps},
         rank=rank,
-        matrices=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
+        matrices=MATRICES if rank else None,
     )
     before = bits_per_byte(model, tokenizer, text)
     start, cpu = time.perf_counter(), time.process_time()
