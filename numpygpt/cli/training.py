@@ -223,7 +223,9 @@ def add(command):
     p.add_argument("--hold-out", type=float, default=0.05, help="share of the text to measure on")
     for name in ("vocab", "ctx", "embd", "head", "layer"):
         p.add_argument(f"--n-{name}", type=positive, help="(default: by the size of the text)")
-    _training_options(p, batch="2,048 tokens / n_ctx", lr="1e-3, with --model 3e-4")
+    _training_options(
+        p, batch="2,048 tokens / n_ctx, fewer if the text is short", lr="1e-3, with --model 3e-4"
+    )
 
     p = command(finetune_command)
     p.add_argument("pairs", help='file of lines {"x": "...", "y": "..."}')
@@ -237,4 +239,4 @@ def add(command):
     p.add_argument(
         "--lora-matrices", help="which, with commas between (default: attn.c_attn)", metavar="NAMES"
     )
-    _training_options(p, batch="16", lr="5e-4, with --lora 3e-3")
+    _training_options(p, batch="16, or all pairs if they are fewer", lr="5e-4, with --lora 3e-3")

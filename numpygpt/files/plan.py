@@ -273,8 +273,9 @@ def _check_text(begun, digest, folder):
     """Raises ValueError where the run in the folder is of another text, or measured on another."""
     if begun and begun["text"] != digest:
         raise ValueError(
-            f"{folder} holds a run whose text to train or to measure on is a different one: repeat "
-            "that, or train into another folder"
+            f"{folder} holds a run whose text to train or to measure on is a different one, as "
+            "another file, share that is held out, or seed makes it: repeat that, or train into "
+            "another folder"
         )
 
 
