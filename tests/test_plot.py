@@ -44,14 +44,14 @@ def test_cost_and_ratios():
     assert right.yaxis_inverted()
 
 
-@pytest.mark.parametrize("ending", ["png", "svg"])
-def test_the_command_draws_a_log(tmp_path, ending):
+@pytest.mark.parametrize(("named", "ending"), [("", "png"), ("training.jsonl", "svg")])
+def test_the_command_draws_the_log_of_a_run(tmp_path, named, ending):
     rows = [{"number": n, "loss": 5 / n, "tokens": 64} for n in range(1, 40)]
     rows[20]["validation"] = 2.5
     log = tmp_path / "training.jsonl"
     log.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     out = tmp_path / f"loss.{ending}"
-    assert cli.main(["plot", "loss", str(log), "-o", str(out)]) == 0
+    assert cli.main(["plot", "loss", str(tmp_path / named), "-o", str(out)]) == 0
     start = out.read_bytes()[:200]
     assert start.startswith(b"\x89PNG") if ending == "png" else b"<svg" in start or b"xml" in start
 

@@ -1,6 +1,7 @@
 """plot: pictures."""
 
 import math
+from pathlib import Path
 
 from numpygpt.cli.models import load
 from numpygpt.cli.shell import MODEL, positive, say, text_or_stdin
@@ -28,22 +29,24 @@ def _check_options(args):
 
 def _plot_loss(args, plot):
     from numpygpt.files import text
+    from numpygpt.files.run import LOG
 
     if args.input is None:
-        raise ValueError("name the log of a run, its training.jsonl")
-    rows = text.json_lines(args.input, text.LOG, text.LOG_SOMETIMES)
+        raise ValueError("name the folder of a run, or its training.jsonl")
+    log = Path(args.input) / LOG if Path(args.input).is_dir() else Path(args.input)
+    rows = text.json_lines(log, text.LOG, text.LOG_SOMETIMES)
     tokens, losses, validation, seen = [], [], [], 0
     for row in rows:
         # what a step read is in the log; runs of before that was logged need --tokens-per-step
         if "tokens" not in row and args.tokens_per_step is None:
-            raise ValueError(f"{args.input} does not say how long a step is: --tokens-per-step N")
+            raise ValueError(f"{log} does not say how long a step is: --tokens-per-step N")
         seen += row.get("tokens", args.tokens_per_step)
         if "loss" in row:
             tokens.append(seen), losses.append(row["loss"])
         if "validation" in row:
             validation.append((seen, row["validation"]))
     if not losses:
-        raise ValueError(f"{args.input} does not hold the steps of a training run")
+        raise ValueError(f"{log} does not hold the steps of a training run")
     fig, (ax,) = plot.figure(width=7)
     plot.loss_curve(ax, tokens, losses, validation)
     return fig
@@ -361,7 +364,7 @@ def add(command):
     p = command(plot_command)
     p.add_argument("what", choices=list(PICTURES), metavar="WHAT", help=WHAT)
     p.add_argument(
-        "input", nargs="?", help="a text; context: a file of text; loss: the log of a run"
+        "input", nargs="?", help="a text; context: a file of text; loss: a run's folder or log"
     )
     p.add_argument("-o", "--output", help="picture, .png or .svg (default: WHAT.png)")
     p.add_argument("--model", **MODEL)
