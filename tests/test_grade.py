@@ -215,7 +215,7 @@ PLANTED = [  # function to grade, what is replaced in the solution, by what, and
     ("cross_entropy", "mean_loss(logits[mask], targets[mask])\n",
      "mean_loss(logits[mask], targets[mask]) * float(mask.mean())\n", "loss-divided-by-all"),
     ("softmax_backward", "y * (dy - (y * dy).sum(-1, keepdims=True))", "y * dy", "no-sum"),
-    ("gelu_backward", "(1 + t) / 2 + x / 2 * dt",
+    ("gelu_backward", "(1 + t) / 2 + x / 2 * slope",
      "0.5 * (1 + np.vectorize(math.erf)(x / 2**.5)) + x * np.exp(-x * x / 2) / (2 * math.pi)**.5",
      "erf-gelu"),
     ("layer_norm_backward", "d - d.mean(-1, keepdims=True) - n * (d * n).mean(-1, keepdims=True)",
