@@ -9,12 +9,13 @@ did what (Tom saw a dog. Mia fed a cat. Who fed a cat? -> Mia). Of both, no pair
 has been trained on. `numpygpt finetune pairs.jsonl` does the same from a shell.
 
 Of 200 held-out pairs of `past` the bundled model answers none before; with all its parameters
-99.5 % exactly after 15 steps (11 seconds of one core, measuring included) and 100 % after 45;
-with LoRA of rank 16 99 % after 30 steps (18 seconds) and 100 % after 45. It is not free: the
-stories held out cost 0.691 bits per byte before, 1.236 after 60 steps of all parameters and 1.060
-after 60 of LoRA. `who` is harder: it soon names one of the people, whichever; the right
-one in 49.5 % after 400, 62 % after 1200 and 64.5 % after 1600 steps of all parameters (409 seconds
-of one core), which leave 2.855 bits per byte of the stories. 90 % have not been reached.
+98.5 % exactly after 15 steps (12 seconds of one core, measuring included) and 100 % after 30;
+with LoRA of rank 16 98.5 % after 30 steps (20 seconds) and 100 % after 45. It is not free: the
+stories held out cost 0.666 bits per byte before, 1.353 after 60 steps of all parameters and 1.018
+after 60 of LoRA. `who` is not learned: the model soon names one of the people, whichever; the
+right one in 46 % after 400 and 44.5 % after 1600 steps of all parameters (471 seconds of one
+core), while the loss on y grows again and the stories come to cost 3.480 bits per byte. 26,000
+pairs in place of 4,000 changed nothing: 39.5 % after 1200 steps.
 """
 
 import argparse
