@@ -410,8 +410,8 @@ def train(model: Transformer, batches, steps: int, warmup: int, smoothing=0.1):
     """Train in place by the paper's recipe, yielding the loss of each step.
 
     batches of (source, real, target, targets, mask), see `pair_batch`. Adam with beta 0.9 and 0.98
-    and eps 1e-9, no weight decay. The paper averages the parameters of the last checkpoints at the
-    end, as the rate never falls to 0: `optim.average`.
+    and eps 1e-9, no weight decay. At the end the paper averages the parameters of the last
+    checkpoints: `optim.average`.
     """
     state = optim.adam_state(model.params)
     for step, batch in zip(range(1, steps + 1), batches, strict=False):

@@ -123,9 +123,11 @@ def finetuning(
     gpt, tokenizer, name = _parts(base)
     if not pairs:
         raise ValueError("there are no pairs to train on")
+    given = {"alpha": alpha, "matrices": matrices}
+    given = {option: value for option, value in given.items() if value is not None}
     if apart and not rank:
         raise ValueError("only a LoRA can be written apart: give its rank")
-    if not rank and (alpha is not None or matrices is not None):
+    if given and not rank:
         raise ValueError("only a LoRA has an alpha and matrices: give its rank, or leave them out")
     if apart and half:
         raise ValueError("a LoRA is written as it is, not as float16")
@@ -148,21 +150,11 @@ def finetuning(
     planned = _planned(planned, begun, settings)
     model, about = gpt, {"begun from": name}
     if rank:
-        given = {"alpha": alpha, "matrices": matrices}
-        given = {name: value for name, value in given.items() if value is not None}
         model = LoRA(gpt, rank, **given, rng=np.random.default_rng([planned.get("seed", 0), 3]))
         about |= {"rank": rank, "alpha": model.alpha, "matrices": list(model.matrices)}
         about |= {"apart": apart, "base": adapter.digest(model)}
-        if begun and begun["begun"].get("base", about["base"]) != about["base"]:
-            raise ValueError(
-                f"{folder} holds a LoRA of {name} as it was then, and its weights have changed "
-                "since: train into another folder"
-            )
-    held_out = f"{len(validation):,}" if validation else "none"
-    warning = "" if validation else ": nothing says how well it does"
-    say(f"{_pairs(len(pairs))} to train on, {held_out} held out{warning}")
-    seen = {x for x, _ in pairs}
-    _say_what_is_seen(sum(x in seen for x, _ in validation), "pairs", say)
+        _check_weights(begun, about, folder)
+    _say_pairs(pairs, validation, say)
     rows = data.pair_rows(pairs, tokenizer, n_ctx)
     tokens = sum(len(ids) - 1 for ids, _ in rows)
     what = f"{_pairs(len(pairs))}, {amount(tokens, ' tokens')}: "
@@ -190,6 +182,23 @@ def finetuning(
         _measure_pairs(model, tokenizer, validation),
         about,
     )
+
+
+def _check_weights(begun, about, folder):
+    """Raises ValueError where the LoRA in the folder was trained on a model that has changed."""
+    if begun and begun["begun"].get("base", about["base"]) != about["base"]:
+        raise ValueError(
+            f"{folder} holds a LoRA of {about['begun from']} as it was then, and its weights have "
+            "changed since: train into another folder"
+        )
+
+
+def _say_pairs(pairs, validation, say):
+    held_out = f"{len(validation):,}" if validation else "none"
+    warning = "" if validation else ": nothing says how well it does"
+    say(f"{_pairs(len(pairs))} to train on, {held_out} held out{warning}")
+    seen = {x for x, _ in pairs}
+    _say_what_is_seen(sum(x in seen for x, _ in validation), "pairs", say)
 
 
 def _joined(pairs):
