@@ -671,6 +671,7 @@ def test_every_task_measures_and_says_what_it_does_not_show(folder, tmp_path, ca
         )
         captured = capsys.readouterr()
         assert len(captured.out.splitlines()) >= 2, task
+        assert f"{task} of {folder}:" in captured.err
         assert ("does not show" in captured.err) == (task in ("preference", "memorisation")), task
 
 

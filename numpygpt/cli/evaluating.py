@@ -23,6 +23,7 @@ def evaluate_command(args):
     content = read.get(args.task, lambda: text.prose(args.file))()
     model, tokenizer = load(args.model)
     results, note = TASKS[args.task](args, model, tokenizer, content)
+    say(f"{args.task} of {args.model}:")
     if args.json:
         print(json.dumps(results))
         return
