@@ -3,6 +3,8 @@
 The dumps are made here from our own record, under the names that each program's users would save.
 """
 
+import re
+
 import numpy as np
 import pytest
 from golden import models
@@ -339,6 +341,55 @@ def test_padding_at_either_side(model, side):
         numpygpt.compare(dump, model)
 
 
+LEFT = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+MASKS = {  # the same padding as other libraries write it
+    "attention_mask": LEFT.astype(bool),
+    "mask": np.where(LEFT, 0, -1e9).astype(np.float32),
+    "attn_mask": np.where(LEFT, 0, -np.inf).astype(np.float32)[:, None, None],
+    "extended_attention_mask": LEFT[:, None, None] * np.tri(5, dtype=int),
+    "key_padding_mask": LEFT == 0,
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_of_every_kind_say_the_padding(name, model):
+    record = trace.replay(model, TOKENS, np.array([2, 0]))
+    dump = {n: record[n] for n in ("h.0.attn.pattern", "h.2.resid_post", "logits")}
+    found = assert_agrees(dump | {name: MASKS[name]}, model)
+    assert found.remarks == (f"{name}: padded at the left by [2, 0]",)
+    assert numpygpt.compare(dump, model, TOKENS).verdict == "differs"
+    assert assert_agrees(dump | {"pads": np.array([2, 0])}, model).remarks == ()
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        np.zeros((2, 5), np.float32), np.zeros((2, 5), bool), np.ones((2, 5)),
+        np.zeros((2, 1, 1, 5)), np.zeros((2, 1, 5, 5), int) + np.tri(5, dtype=int),
+        np.where(np.tri(5), 0, -np.inf)[None, None], np.tri(5)[None, None] == 0,
+    ],
+)  # fmt: skip
+def test_a_mask_that_hides_nothing_hides_no_mistake(mask, model):
+    wrong = with_ops(model, gelu=lambda x: np.maximum(x, 0))
+    found = numpygpt.compare(trace.replay(wrong, TOKENS) | {"attention_mask": mask}, model)
+    assert found.cause == "relu" and found.first == "h.0.mlp.act"
+
+
+def test_a_causal_mask_is_not_taken_for_padding(model):
+    square = models.token_ids(4, (5, 5), SIZES.n_vocab)
+    record = trace.replay(model, square)
+    late = np.arange(5) > np.arange(5)[:, None]  # (B, T), as if it were padding at the right
+    for name in ("attention_mask", "causal_mask"):
+        dump = {"logits": record["logits"] * np.where(late, 2, 1)[..., None]}
+        dump |= {name: np.tri(5)}
+        assert numpygpt.compare(dump, model, square).verdict == "differs"
+
+
+def test_padding_that_leaves_nothing_is_refused(model, record):
+    with pytest.raises(ValueError, match="leave no token to compare"):
+        numpygpt.compare(record, model, pads=np.array([5, 5]))
+
+
 def test_nothing_compared_is_no_agreement(model, record):
     for dump in ({"tokens": TOKENS}, {"tokens": TOKENS, "foo": np.ones((2, 3, 7))}, {}):
         with pytest.raises(ValueError, match="nothing was compared"):
@@ -391,6 +442,83 @@ def test_a_layout(layout, model, record):
             dump[name] = change(array) if wanted else array
     found = assert_agrees(dump, model)
     assert found.not_compared == () and len(found.rows) == len(dump)
+
+
+def test_axes_in_the_order_of_julia(model, record, one):
+    """Columns first, and tokens (T, B) too, with a mistake and without."""
+    found = assert_agrees({n: a.transpose() for n, a in record.items()}, model, None)
+    assert "read as (T, B)" in found.remarks[0] and len(found.rows) == len(record)
+    assert_agrees({n: a.transpose() for n, a in one.items() if n != "positions"}, model, None)
+    wrong = trace.replay(with_ops(model, gelu=lambda x: np.maximum(x, 0)), TOKENS)
+    found = numpygpt.compare({n: a.transpose() for n, a in wrong.items()}, model)
+    assert (found.first, found.cause) == ("h.0.mlp.act", "relu")
+    found = numpygpt.compare({f"x{i}": a.T for i, a in enumerate(wrong.values())}, model, TOKENS)
+    assert (found.first, found.cause) == ("h.0.mlp.act", "relu")
+
+
+def test_axes_of_one_in_between(model, record):
+    floats = {n: a for n, a in record.items() if a.dtype.kind == "f"}
+    for axis in (0, 1, 2):
+        dump = {n: np.expand_dims(a, axis) for n, a in floats.items()}
+        assert len(assert_agrees(dump, model).rows) == len(floats)
+
+
+def test_c_attn_with_axes_for_q_k_v_and_for_heads(model, record):
+    for form in (
+        lambda a: a.reshape(2, 5, 3, 28), lambda a: a.reshape(2, 5, 3, 4, 7),
+        lambda a: np.stack(np.split(a, 3, -1)),
+        lambda a: a.reshape(2, 5, 3, 4, 7).transpose(2, 0, 3, 1, 4),
+    ):  # fmt: skip
+        dump = {n: form(a) if n == "h.1.attn.c_attn" else a for n, a in record.items()}
+        assert "h.1.attn.c_attn" in [row.name for row in assert_agrees(dump, model).rows]
+
+
+def test_attention_averaged_over_the_heads_is_no_wrong_shape(model, record):
+    """As torch.nn.MultiheadAttention returns it."""
+    mean = {f"h.{i}.attn.pattern": record[f"h.{i}.attn.pattern"].mean(1) for i in range(3)}
+    found = assert_agrees(record | mean, model)
+    assert found.neighbours["h.1.attn.pattern"].startswith("the mean of h.1.attn.pattern")
+    assert "h.1.attn.pattern" not in found.matched
+    mean["h.1.attn.pattern"] = 2 * mean["h.1.attn.pattern"]
+    assert numpygpt.compare(record | mean, model, TOKENS).first == "h.1.attn.pattern"
+
+
+def counted_from_one(dump):
+    def moved(name):
+        return re.sub(r"(?<=^h\.)\d+", lambda number: str(int(number[0]) + 1), name)
+
+    return {moved(name): array for name, array in dump.items()}
+
+
+def test_names_that_count_the_blocks_from_one(model, record):
+    dump = counted_from_one(record)
+    assert "h.3.ln_1" in dump and "h.0.ln_1" not in dump
+    found = assert_agrees(dump, model)
+    assert found.matched["h.1.ln_1"] == "h.0.ln_1" and "from 1" in found.remarks[0]
+    wrong = trace.replay(with_ops(model, gelu=lambda x: np.maximum(x, 0)), TOKENS)
+    found = numpygpt.compare(counted_from_one(wrong), model, TOKENS)
+    assert (found.first, found.cause) == ("h.0.mlp.act", "relu")
+    assert as_json(found)["first_divergence_theirs"] == "h.1.mlp.act"
+    some = {n: a for n, a in record.items() if n[:2] in ("h.", "lo") and n[:3] != "h.0"}
+    assert assert_agrees(some, model).matched["h.1.ln_1"] == "h.1.ln_1"  # from 0, a part of them
+    llama = {f"Qcur-{i + 1}": record[f"h.{i}.attn.q"] for i in range(3)}
+    assert assert_agrees(llama, model).matched["Qcur-1"] == "h.0.attn.q"
+
+
+def test_logits_written_token_by_token(model, record):
+    logits = record["logits"]
+    for form in (lambda a: a, lambda a: a[:, None]):
+        for first in (0, 1, 17):
+            dump = {f"step_{first + t}.logits": form(logits[:, t]) for t in range(5)}
+            found = assert_agrees(dump, model)
+            assert "compared as one" in found.remarks[0]
+    wrong = {f"logits_{t}": 2 * logits[:, t] for t in range(5)}
+    assert numpygpt.compare(wrong, model, TOKENS).relations[0].kind == "factor"
+    short = {f"logits_{t}": logits[:, t] for t in range(4)}
+    with pytest.raises(ValueError, match="4 of them for 5 tokens; write those of every token"):
+        numpygpt.compare(short, model, TOKENS)
+    found = assert_agrees(short | {"ln_f": record["ln_f"]}, model)
+    assert "logits were not among what was compared" in found.remarks
 
 
 def test_without_the_axis_of_the_batch(model, one):
@@ -455,11 +583,26 @@ def test_a_file_in_half_precision(half, model, record):
         for n, a in record.items() if a.dtype.kind == "f"
     }  # fmt: skip
     found = numpygpt.compare(dump, model, TOKENS)
-    assert (
-        found.exit_status == 0 and found.precision == np.dtype(half).name
-        if half != "bfloat16"
-        else half
+    assert (found.exit_status, found.precision) == (
+        0,
+        "bfloat16" if half == "bfloat16" else "float16",
     )
+    if half == "bfloat16":  # as NumPy reads what it does not know
+        bits = {n: (a.view(np.uint32) >> 16).astype(np.uint16) for n, a in dump.items()}
+        found = numpygpt.compare({n: a.view("V2") for n, a in bits.items()}, model, TOKENS)
+        assert (found.exit_status, found.precision) == (0, "bfloat16")
+        with pytest.raises(ValueError, match=r"no integers: wte \(uint16\)"):
+            numpygpt.compare(bits, model, TOKENS)
+
+
+def test_what_is_no_array_of_numbers(model, record):
+    found = assert_agrees({"encoded": TOKENS, "logits": record["logits"]}, model, None)
+    assert "taken for the tokens" in found.remarks[0]
+    more = {"h.0.ln_1": TOKENS[..., None] + np.zeros((1, 1, 28), int), "n_head": np.array(4)}
+    found = assert_agrees(record | more, model)
+    assert found.not_compared == ("h.0.ln_1", "n_head") and "h.0.ln_1 (int64)" in found.remarks[0]
+    with pytest.raises(ValueError, match="'logits' is not an array: its rows"):
+        numpygpt.compare({"logits": [[1.0, 2.0], [3.0]]}, model, TOKENS)
 
 
 # ---- processing that does no harm ---------------------------------------------------------------

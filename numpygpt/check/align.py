@@ -99,17 +99,38 @@ def plain(name: str) -> str:
     return re.sub(r"^(hidden_states|attentions)_", r"\1.", name)
 
 
+BLOCK_NUMBER = re.compile(r"(?<![^.])((?:h|blocks|trf_blocks)\.|[a-zA-Z_]+-)(\d+)(?![^.])")
+
+
+def first_block(names, n_layer: int) -> int:
+    """1 where their names count the blocks from 1, as Julia does: the last one is there, and no
+    block is called 0. Else 0."""
+    numbers = {int(m[2]) for name in names for m in BLOCK_NUMBER.finditer(plain(name))}
+    return int(n_layer in numbers and 0 not in numbers)
+
+
+def from_zero(key: str, first: int) -> str:
+    """A plain name with the block's number as ours: h.1.ln_1 -> h.0.ln_1 where the first is 1."""
+    return BLOCK_NUMBER.sub(lambda m: f"{m[1]}{max(int(m[2]) - first, 0)}", key) if first else key
+
+
 # ---- layouts ------------------------------------------------------------------------------------
 
 
 def views(array, name, ours):
     """(axes, view) for every way to read an array as an entry of the shape of `ours`; first the
     layout that is ours. `axes` says how theirs lie, in the letters of the catalogue."""
-    seen = set()
-    for axes, view in _views(np.asarray(array), name, ours.shape):
-        if axes not in seen:
-            seen.add(axes)
-            yield axes, view
+    array, seen = np.asarray(array), set()
+    ways = [(array, "")]
+    if array.ndim > 1:
+        ways.append((array.transpose(), ", axes reversed"))  # Julia, Fortran, Matlab, ggml
+    if array.ndim > ours.ndim and 1 in array.shape:
+        ways.append((array.squeeze(), ", axes of one left out"))
+    for turned, how in ways:
+        for axes, view in _views(turned, name, ours.shape):
+            if axes + how not in seen:
+                seen.add(axes + how)
+                yield axes + how, view
 
 
 def _views(a, name, shape):
@@ -127,6 +148,13 @@ def _views(a, name, shape):
     b, t = shape[0], shape[2] if len(shape) == 4 else shape[1]
     if a.ndim == 1 and a.size == np.prod(shape):
         yield "flat", a.reshape(shape)
+    if a.ndim > len(shape) and a.shape[: len(shape) - 1] == shape[:-1] and a.size == np.prod(shape):
+        yield " ".join(letters[:-1]) + " ...", a.reshape(shape)
+    if name.endswith("attn.c_attn") and a.shape[:1] == (3,) and a.size == np.prod(shape):
+        if a.shape[1:] == (b, t, shape[2] // 3):
+            yield "3 B T C", np.concatenate(list(a), -1)
+        if a.ndim == 5 and a.shape[1] == b and a.shape[3] == t:
+            yield "3 B H T D", np.concatenate([ops.merge_heads(part) for part in a], -1)
     if len(shape) == 3:
         yield from _stream_views(a, shape)
         if name.endswith("attn.z"):
@@ -265,14 +293,17 @@ def _tries(theirs, ours, n_layer, model, names, found):
     if wrong:
         raise ValueError(f"the map names {wrong[0]!r}, which is not in their file")
     known = other_names(n_layer)
+    first = first_block(parts, n_layer)
+    if first:
+        found.remarks.append("their names count the blocks from 1: their block 1 is our h.0")
     neighbours = {n.format(i=i) for n in KNOWN_NEIGHBOURS.split() for i in range(n_layer)}
-    tries = []
+    tries, integers = [], []
     for name, array in parts.items():
         if array.dtype.kind not in "fiu" or array.size == 0:
             found.unknown.append(name)
             continue
         t = _Try(name, array)
-        key = plain(name)
+        key = from_zero(plain(name), first)
         stem = re.sub(r"\.\d+$", "", key)
         if name in names:
             if names[name] is not None and names[name] not in ours:
@@ -282,6 +313,9 @@ def _tries(theirs, ours, n_layer, model, names, found):
             t.known = "-"
         elif key in known and known[key] in ours:
             t.known, t.how, t.sure = known[key], "name", 0.99
+            if array.dtype.kind in "iu" and t.known not in ("tokens", "positions"):
+                t.known = "-"
+                integers.append(f"{name} ({array.dtype})")
         elif key in LETTERS or re.fullmatch(r"(h|blocks|trf_blocks)\.\d+\..*", key):
             if int((re.findall(r"\d+", key) or [0])[0]) >= n_layer:
                 t.known = "-"  # a block that this model does not have
@@ -298,6 +332,12 @@ def _tries(theirs, ours, n_layer, model, names, found):
             if fits:
                 t.views[entry] = fits
         tries.append(t)
+    if integers:
+        more = ", ..." if len(integers) > 4 else ""
+        found.remarks.append(
+            f"left out, as activations are no integers: {', '.join(integers[:4])}{more}; save them "
+            "as float32"
+        )
     return tries
 
 
@@ -307,13 +347,14 @@ def unstacked(theirs: dict, n_layer: int, ours: dict) -> dict:
     shapes = {a.shape for a in ours.values() if a.ndim > 2}
     for name, array in theirs.items():
         listed = plain(name) in STACKED
+        of_a_block = BLOCK_NUMBER.search(plain(name))
         stacked = (
             array.ndim > 3 and array.dtype.kind == "f" and len(array) in (n_layer, n_layer + 1)
         )
         whole = array.shape in shapes
         if listed and (array.ndim < 2 or len(array) not in (n_layer, n_layer + 1)):
             raise ValueError(f"{name!r} has shape {array.shape}: its first axis should be layers")
-        if listed or (stacked and not whole and array.shape[1:] in shapes):
+        if listed or (stacked and not whole and not of_a_block and array.shape[1:] in shapes):
             arrays |= {f"{name}[{i}]": part for i, part in enumerate(array)}
         else:
             arrays[name] = array
@@ -606,7 +647,9 @@ def _order(found, ours):
 
 def _recognise(tries, ours, found, model, replayed):
     """Say of arrays without an entry what they are, where their values tell."""
-    rest = [t for t in tries if t.name in found.unknown and t.array.dtype.kind == "f"]
+    misfits = [t for t in tries if t.how == "name" and t.known in ours and not t.views]
+    rest = [t for t in tries if t.name in found.unknown or t in misfits]
+    rest = [t for t in rest if t.array.dtype.kind == "f"]
     if not rest or model is None:
         return
     given = {n: a for n, a in found.arrays.items() if a.shape == ours[n].shape}
@@ -620,7 +663,21 @@ def _recognise(tries, ours, found, model, replayed):
                 fits = [v for _, v in views(t.array, entry, array) if v.shape == array.shape]
             if any(_near(v, array) for v in fits):
                 found.neighbours[t.name] = what
+                if t in misfits:
+                    _leave_out(found, t)
                 break
+
+
+def _leave_out(found, t):
+    """Take back an array whose name is an entry's, but which is something else."""
+    del found.matched[t.name], found.sure[t.name]
+    found.copies = [copy for copy in found.copies if copy[1] != t.name]
+    if found.whose[t.entry] != t.name:
+        return
+    del found.whose[t.entry], found.arrays[t.entry]
+    for copy in [copy for copy in found.copies if copy[0] == t.entry][:1]:
+        found.copies.remove(copy)
+        found.arrays[t.entry], found.whose[t.entry] = copy[2], copy[1]
 
 
 def _near(theirs, ours):
@@ -643,6 +700,8 @@ def _neighbours(seen, model):
                 product = q @ k.swapaxes(-1, -2)
                 yield f"{name} before the scale and the mask", name, product
                 yield f"{name} before the mask", name, product / q.shape[-1] ** 0.5
+        elif what == "attn.pattern":
+            yield f"the mean of {name} over the heads", "ln_f", array.mean(1)
         elif what in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
             yield f"{name} before its bias", name, array - p[f"{name}.bias"]
         elif what in ("ln_1", "ln_2", "ln_f"):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from numpygpt.check.align import plain
+from numpygpt.check.align import first_block, from_zero, plain
 from numpygpt.check.mistakes import OTHERS
 from numpygpt.check.relations import Relation
 from numpygpt.check.trace import Row, kind
@@ -76,12 +76,13 @@ def their_gradients(theirs: dict, model: GPT2) -> tuple[dict, dict]:
     called param.ln_f.weight, or as ours. Weights of torch.nn.Linear, (out, in), are turned.
     """
     gradients, parameters = {}, {}
+    first = first_block(theirs, model.config.n_layer)
     for name, array in theirs.items():
-        key = plain(name)
+        key = from_zero(plain(name), first)
         bare = "grad" in key.lower()
         own = key in model.params
-        key = key.removeprefix("param.").removeprefix("params.")
-        if not (bare or own or key != plain(name)):
+        whole, key = key, key.removeprefix("param.").removeprefix("params.")
+        if not (bare or own or key != whole):
             continue  # an activation, perhaps: "wte", "lnf"
         for part in ("grads.", "grad.", "d_"):
             key = key.removeprefix(part)

@@ -1,5 +1,6 @@
 """Another program's tensors beside the reference: from a dict of arrays to a diagnosis."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,8 @@ from numpygpt import ops
 from numpygpt.check import align as names_and_layouts
 from numpygpt.check import backward, processing
 from numpygpt.check.diagnose import Case, Diagnosis, diagnose, difference
-from numpygpt.check.trace import replay
+from numpygpt.check.trace import HIDDEN, replay
+from numpygpt.formats import widened
 from numpygpt.model import GPT2, as_dtype, with_ops
 
 TOKEN_NAMES = ("tokens", "input_ids", "inputs", "idx", "inp_tokens")
@@ -30,7 +32,7 @@ def compare(
 
     Raises ValueError where tokens are unknown or do not fit, and where nothing could be compared.
     """
-    theirs = {name: np.asarray(array) for name, array in theirs.items()}
+    theirs = {name: _as_array(name, array) for name, array in theirs.items()}
     if sum(a.size for a in model.params.values()) < SLOW:
         say = None
     if say:
@@ -40,8 +42,9 @@ def compare(
     wide = _as_float64(model)
     learned = backward.compare_gradients(theirs, wide, ids, pads)
     theirs = {n: a for n, a in theirs.items() if n not in learned.names}
+    theirs, joined = _steps_joined(theirs, ids, model.config.n_vocab, names)
     reference, theirs, more = _as_logits(theirs, wide, ids)
-    remarks += more
+    remarks += joined + more
 
     def aligned_with(reference):
         def replayed(given):
@@ -67,6 +70,7 @@ def compare(
         raise ValueError(
             f"nothing was compared: none of the arrays {left[:200] or '(there are none)'} could be "
             "matched to a tensor of the model; say what they are with --names"
+            + "".join(f" ({remark})" for remark in remarks + aligned.remarks)
         )
     case = Case(
         reference, ids, aligned.arrays, pads, chunks, valid, tuple(aligned.copies), aligned.whose,
@@ -86,6 +90,15 @@ def compare(
         neighbours=aligned.neighbours,
         not_compared=tuple(n for n in aligned.unknown if n not in aligned.neighbours),
     )
+
+
+def _as_array(name, array):
+    """An array of theirs as numbers; bfloat16, which NumPy does not have, as float32."""
+    try:
+        array = np.asarray(array)
+    except ValueError:
+        raise ValueError(f"{name!r} is not an array: its rows have different lengths") from None
+    return widened(array.view(np.uint16)) if array.dtype.str[1:] == "V2" else array
 
 
 def compare_with_record(theirs: dict, ours: dict, names=None) -> Diagnosis:
@@ -130,6 +143,9 @@ def batch(theirs, model, tokens=None, pads=None, names=None):
     remarks, names = [], {} if names is None else names
     if tokens is None:
         tokens = _their_tokens(theirs, model, names, remarks)
+        if _is_time_first(tokens, theirs):
+            tokens = tokens.T
+            remarks.append("their tokens were read as (T, B), as their other arrays lie")
     ids = np.atleast_2d(tokens)
     if ids.ndim != 2 or ids.size == 0 or not np.array_equal(ids, np.round(ids)):
         raise ValueError(f"tokens must be integers (B, T), not {ids.dtype} of shape {ids.shape}")
@@ -139,30 +155,59 @@ def batch(theirs, model, tokens=None, pads=None, names=None):
             f"tokens lie between {ids.min()} and {ids.max()}, but the model has ids 0 to "
             f"{model.config.n_vocab - 1}: is it the model that was run?"
         )
-    mask = next((a for n, a in theirs.items() if _is_mask(n, a, ids)), None)
-    if mask is None or (np.asarray(mask) != 0).all():
+    if pads is None and "pads" in theirs and theirs["pads"].shape == (len(ids),):
+        pads = theirs["pads"].astype(np.int64)
+    if pads is not None and (np.asarray(pads) >= ids.shape[1]).all():
+        raise ValueError(f"pads of {np.asarray(pads).tolist()} leave no token to compare")
+    masks = {n: _real_tokens(n, a, ids) for n, a in theirs.items()}
+    hiding = [n for n, real in masks.items() if real is not None and not real.all()]
+    if not hiding:
         return ids, pads, None, remarks
-    mask = np.reshape(mask, ids.shape) != 0
+    name = hiding[0]
+    mask = masks[name]
     if (mask == np.sort(mask, 1)).all():  # 0 0 1 1 1
         if pads is None:
             pads = (~mask).sum(1)
-            remarks.append(f"attention_mask: padded at the left by {pads.tolist()}")
+            remarks.append(f"{name}: padded at the left by {pads.tolist()}")
         return ids, pads, mask, remarks
     if (mask == -np.sort(-mask.astype(int), 1)).all():  # 1 1 1 0 0: causality hides it
         real = mask.sum(1).tolist()
-        remarks.append(f"attention_mask: padded at the right, {real} real tokens")
+        remarks.append(f"{name}: padded at the right, {real} real tokens")
         return ids, pads, mask, remarks
     raise ValueError(
-        "attention_mask hides tokens in the middle of a row: only padding at the left or at the "
-        "right is understood"
+        f"{name} hides tokens in the middle of a row: only padding at the left or at the right is "
+        "understood"
     )
 
 
-def _is_mask(name, array, ids):
-    fits = array.shape in (ids.shape, ids.shape[1:]) and array.size == ids.size
-    if not fits or "mask" not in name.lower() or "loss" in name.lower():
-        return False
-    return set(np.unique(array)) <= {0, 1}
+def _real_tokens(name, array, ids):
+    """Which tokens (B, T) are no padding, as a mask among theirs says it; None if it is not one.
+
+    1 is a real token and 0 padding, but the other way round in torch's key_padding_mask. A mask
+    that is added to the scores has 0 for what is seen. Of one with an axis for the queries,
+    (B, 1, T, T), the last query sees what is real.
+    """
+    said = name.lower()
+    if "mask" not in said or any(x in said for x in ("loss", "causal", "dropout", "head")):
+        return None
+    (b, t), mask = ids.shape, array
+    if mask.ndim in (3, 4) and mask.shape[0] in (1, b) and mask.shape[-2] in (1, t):
+        mask = (mask if mask.ndim == 3 else mask[:, 0])[:, -1]
+    of_one_row = mask.ndim == 1 and b == 1
+    if mask.dtype.kind not in "biuf" or not (of_one_row or mask.ndim == 2):
+        return None
+    if mask.shape[-1] != t or mask.size not in (t, b * t):
+        return None
+    mask = np.broadcast_to(mask, ids.shape)
+    if b == t > 1 and np.array_equal(mask == mask[-1, 0], np.tri(t, dtype=bool)):
+        return None  # (T, T): the mask of causality
+    if set(np.unique(mask)) <= {0, 1}:
+        if "key_padding" in said or not mask.any():  # nothing but padding makes no sense
+            return mask == 0
+        return mask != 0
+    if ((mask == 0) | (mask <= HIDDEN)).all():
+        return mask == 0
+    return None
 
 
 def _their_tokens(theirs, model, names, remarks):
@@ -183,6 +228,18 @@ def _their_tokens(theirs, model, names, remarks):
     )
 
 
+def _is_time_first(tokens, theirs):
+    """Are tokens of theirs (T, B)? Their stream is (C, T, B) then, or their scores are T by T."""
+    if tokens.ndim != 2:
+        return False
+    rows, columns = tokens.shape
+    streams = [a.shape for a in theirs.values() if a.ndim == 3]
+    if any(shape[1:] == tokens.shape != shape[:2] for shape in streams):
+        return not any(shape[:2] == tokens.shape for shape in streams)
+    scores = [a.shape for a in theirs.values() if a.ndim == 4 and a.shape[2] == a.shape[3]]
+    return rows != columns and any(s[0] == columns and s[2] == rows for s in scores)
+
+
 def _looks_like_tokens(name, array, model):
     if array.dtype.kind not in "iu" or array.ndim not in (1, 2) or array.size == 0:
         return False
@@ -190,6 +247,36 @@ def _looks_like_tokens(name, array, model):
         return False
     rows = np.atleast_2d(array)
     return rows.shape[1] == 1 or not (np.diff(rows, axis=1) == 1).all()
+
+
+def _steps_joined(theirs, ids, n_vocab, names):
+    """(theirs, remarks) with the logits that a loop wrote token by token, logits_0, logits_1, ...,
+    joined to one array."""
+    rows, series, remarks = len(ids), {}, []
+    for name, array in theirs.items():
+        *_, number = [None, *re.finditer(r"\d+", name)]
+        if number and name not in names and array.dtype.kind == "f" and array.ndim:
+            width = array.shape[-1]
+            if array.size == rows * width and n_vocab <= width <= 2 * n_vocab + 256:
+                key = f"{name[: number.start()]}#{name[number.end() :]}", width
+                series.setdefault(key, {})[int(number[0])] = name
+    for (stem, width), steps in series.items():
+        if len(steps) < 2 or ids.shape[1] == 1:
+            continue
+        numbers = sorted(steps)
+        said = f"{steps[numbers[0]]} to {steps[numbers[-1]]}"
+        arrays = [theirs[steps[n]].reshape(rows, width) for n in numbers]
+        theirs = {n: a for n, a in theirs.items() if n not in steps.values()}
+        if len(numbers) == ids.shape[1] == numbers[-1] - numbers[0] + 1:
+            theirs[stem] = np.stack(arrays, 1)
+            names[stem] = "logits"
+            remarks.append(f"{said} are the logits of one token each: compared as one, {stem}")
+        else:
+            remarks.append(
+                f"{said} were left out: they seem to be the logits of one token each, "
+                f"{len(numbers)} of them for {ids.shape[1]} tokens; write those of every token"
+            )
+    return theirs, remarks
 
 
 # ---- probabilities in place of logits -----------------------------------------------------------

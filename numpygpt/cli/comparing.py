@@ -134,8 +134,6 @@ def _computed(prompts, args, tokenizer, theirs, ours):
         tokens, pads = _token_rows(prompts, args.tokens, tokenizer)
     elif "tokens" in ours:
         tokens, pads = ours["tokens"], ours.get("pads")
-    elif "pads" in theirs:
-        pads = theirs["pads"].astype(np.int64)
     if args.pads:
         pads = np.array(_integers(args.pads, "--pads"))
     return tokens, pads
