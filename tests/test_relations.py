@@ -494,6 +494,63 @@ def test_nan_is_its_own_verdict():
     assert found.verdict == "nan" and found.exit_status == 1
 
 
+def test_some_nan_or_infinity_says_where():
+    def spoilt(value, *at):
+        def change(x, seen, head):
+            x = x.copy()
+            x[at] = value
+            return x
+
+        return change
+
+    relation = found_in({"h.1.mlp.c_fc": spoilt(np.nan, 1)}).relations[0]
+    assert relation.kind == "nan" and "NaN at 360 of 1080 numbers" in relation.text
+    assert relation.text.endswith("in batch row 1 alone")
+    relation = found_in({"logits": spoilt(np.inf, 0, 3, 5)}).relations[0]
+    assert relation.text == "their logits are infinite at 1 of 1269 numbers, in 1 of 27 rows"
+
+
+def test_buffers_that_were_never_filled_have_no_list_of_causes():
+    dump = {n: np.zeros_like(a) for n, a in dump_of({}).items() if n not in ("tokens", "positions")}
+    found = numpygpt.compare(dump, MODEL, TOKENS)
+    assert found.exit_status == 1 and found.cause == "all-zero" and not found.causes
+    assert "all their numbers are 0" in found.note
+
+
+def test_other_tokens_and_padding_are_said_by_their_ids():
+    other = TOKENS.copy()
+    other[1, 4] = 46
+    dump = {n: a for n, a in replay(MODEL, other).items() if n != "tokens"}
+    text = numpygpt.compare(dump, MODEL, TOKENS).relations[0].text
+    assert f"have the rows {other[1].tolist()} of wte in batch row 1" in text
+    assert text.endswith("other tokens were given to their program")
+    padded = replay(MODEL, TOKENS, np.array([0, 2, 4]))
+    dump = {n: a for n, a in padded.items() if n != "positions"}
+    text = numpygpt.compare(dump, MODEL, TOKENS).relations[0].text
+    assert "[0, 0, 0, 1, 2, 3, 4, 5, 6] of wpe in batch row 1" in text
+    assert text.endswith("padding at the left of [0, 2, 4] tokens, which --pads says")
+
+
+def test_a_lost_bias_of_the_values_is_no_processing():
+    def without(x, seen, head):
+        return x - np.split(MODEL.params[head + "attn.c_attn.bias"], 3)[2].reshape(4, 1, D)
+
+    for keep in (lambda n: True, lambda n: not n.endswith("c_proj")):
+        found = found_in({"attn.v": without}, keep)
+        assert found.first == "h.0.attn.v" and not found.remarks
+        assert [r.also for r in found.relations] == [("h.1.attn.v",)]
+
+
+def test_a_mask_of_minus_1000_does_what_it_should():
+    def filled(value):
+        return {"attn.scores": lambda x, s, h: np.where(np.isneginf(x), value, x)}
+
+    found = found_in(filled(-1000.0))
+    assert found.exit_status == 0 and "exp" not in found.relations[0].text
+    found = found_in(filled(-3.0))
+    assert found.exit_status == 1 and "which exp does not turn into 0" in found.relations[0].text
+
+
 def test_massive_activations_do_not_hide_exact_gelu():
     """The first token's channel is 60 where others are 1, which would hide it in a tensor's gap."""
     changes = {"mlp.act": lambda x, s, h: erf_gelu(s[h + "mlp.c_fc"])}

@@ -153,6 +153,10 @@ def diagnose(case: Case, say=None) -> Diagnosis:
         return found
     if found.first == "tokens":
         return replace(found, note="their tokens are not ours: give both programs the same ones")
+    numbers = [a for n, a in theirs.items() if n not in ("tokens", "positions", "wpe")]
+    if numbers and not any(a.any() for a in numbers):
+        note = "all their numbers are 0: were they written down before they were computed?"
+        return replace(found, note=note, harmless="all-zero")
     row = next(row for row in found.rows if not row.right)
     if row.status != "shape":
         noise = _float32_lines(case, right)
@@ -658,6 +662,11 @@ def _judged(search, found, made, best, stuck):
         return found
     first = found.unexplained[0]
     note = f"no known mistake reproduces {first}, and no relation to the right one was found"
+    if search.names == ["logits"]:
+        note += (
+            ". Logits alone do not show whether both programs were given the same tokens: write "
+            "down the stream of the blocks too"
+        )
     return replace(found, note=note)
 
 

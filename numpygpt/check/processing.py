@@ -44,10 +44,21 @@ def detect(theirs: dict, ours: dict, model: GPT2) -> tuple[str, ...]:
             gaps = [
                 gap(theirs[name], ours[name] - b.reshape(shape)) for b in (0 * bias, bias, folded)
             ]
-            found["values"] = min(gaps[1:]) < gaps[0] / 2
+            found["values"] = min(gaps[1:]) < gaps[0] / 2 and not _is_lost(theirs, model)
             found["norms"] = found.get("norms") or (found["values"] and gaps[2] < gaps[1])
             break
     return tuple(name for name in NAMES if found.get(name))
+
+
+def _is_lost(theirs, model):
+    """Does what follows their attn.z show that nothing was moved to attn.c_proj.bias?"""
+    z, out = theirs.get("h.0.attn.z"), theirs.get("h.0.attn.c_proj")
+    if out is None and {"h.0.resid_pre", "h.0.resid_mid"} <= set(theirs):
+        out = theirs["h.0.resid_mid"] - theirs["h.0.resid_pre"]
+    if z is None or out is None or z.shape != out.shape:
+        return False
+    weight, bias = (model.params[f"h.0.attn.c_proj.{x}"] for x in ("weight", "bias"))
+    return gap(out, z @ weight + bias) < 1e-4
 
 
 def _is_centred(theirs, ours):

@@ -11,7 +11,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -93,8 +93,10 @@ def find(step: Step) -> Relation | None:
     """The first relation that gives their result, the simplest kinds first."""
     if step.theirs.shape != step.right.shape or not step.wrong.any():
         return None
-    if np.isnan(step.theirs[np.isfinite(step.right)]).all():
-        return Relation(step.name, "nan", f"their {step.name} are all NaN", 0.0, "nan")
+    spoilt = ~np.isfinite(step.theirs) & np.isfinite(step.right)
+    attention = step.kind in ("attn.scores", "attn.pattern")  # there a mask may have made them
+    if spoilt.any() and not attention:
+        return _not_numbers(step, spoilt)
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of means over nothing
         for look in LOOKS:
@@ -106,7 +108,18 @@ def find(step: Step) -> Relation | None:
                     return Relation(
                         step.name, relation_kind, text, distance, key, (), cause, harmless
                     )
-    return None
+    return _not_numbers(step, spoilt) if np.isnan(step.theirs[spoilt]).any() else None
+
+
+def _not_numbers(step, spoilt):
+    """Where theirs are NaN or infinite and ours are not."""
+    nan = np.isnan(step.theirs)
+    if nan[np.isfinite(step.right)].all():
+        return Relation(step.name, "nan", f"their {step.name} are all NaN", 0.0, "nan")
+    what = "NaN" if nan.any() else "infinite"
+    rows = replace(step, theirs=np.where(spoilt, np.inf, step.right))
+    text = f"their {step.name} are {what} at {spoilt.sum()} of {spoilt.size} numbers"
+    return Relation(step.name, "nan", text + _where(rows, step.right), 0.0, what)
 
 
 def _where(step, predicted):
@@ -427,16 +440,33 @@ def _found_rows(step, tables, base, own, ids):
         rows = squares.argmin(1).reshape(ids.shape)
         predicted = base + table[rows]
         shift = np.unique(rows - ids)
-        shown = rows.reshape(-1)[:6].tolist()
         if len(shift) == 1 and label == own:
             text = f"have row i{shift[0]:+d} of {label} where row i belongs"
         else:
-            more = ", ..." if rows.size > 6 else ""
-            text = f"have the rows {shown}{more} of {label}, not {ids.reshape(-1)[:6].tolist()}"
+            line = next(i for i, x in enumerate(rows != ids) if x.any()) if label == own else 0
+            shown, belong = rows[line].tolist(), np.broadcast_to(ids, rows.shape)[line].tolist()
+            if len(shown) > 9:
+                shown, belong = (f"[{', '.join(map(str, x[:9]))}, ...]" for x in (shown, belong))
+            place = f" in batch row {line}" if len(rows) > 1 else ""
+            text = f"have the rows {shown} of {label}{place}, not {belong}"
+            text += _given_to_them(rows, ids, label, own)
         cause = ""
         if own == "wpe" and label == own and len(shift) == 1 and shift[0] == 1:
             cause = "positions-off-by-one"
         yield "row", f"{label} {shift.tolist() if len(shift) == 1 else ''}", text, predicted, cause
+
+
+def _given_to_them(rows, ids, label, own):
+    """What other ids mean, or other positions."""
+    if label != own:
+        return ""
+    if own == "wte":
+        return ": other tokens were given to their program"
+    lengths = (rows != 0).sum(1)
+    pads = rows.shape[1] - 1 - lengths
+    if (rows == np.maximum(np.arange(rows.shape[1]) - pads[:, None], 0)).all():
+        return f": as with padding at the left of {pads.tolist()} tokens, which --pads says"
+    return ""
 
 
 # ---- linear layers ------------------------------------------------------------------------------
@@ -736,7 +766,9 @@ def _scores(step) -> Iterator:
     future = np.isneginf(step.right)
     fill = np.unique(np.round(step.theirs[future], 6)) if future.any() else []
     if len(fill) == 1:
-        text = f"are {fill[0]:.4g} where the mask is, which exp does not turn into 0"
+        text = f"are {fill[0]:.4g} where the mask is"
+        if fill[0] > -100:  # exp(-104) is 0 in float32
+            text += ", which exp does not turn into 0"
         yield "mask", f"fill {fill[0]:.4g}", text, np.where(future, fill[0], raw)
         s = _slope(raw[~future], step.theirs[~future])
         yield (
