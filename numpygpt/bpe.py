@@ -329,6 +329,8 @@ class Tokenizer:
                 start = plain + len(text[plain:start].rstrip(SPACES))
             if rule.rstrip:
                 end = WHITE.match(text, end).end()
+            if end <= start:  # white space that the one before has taken along
+                continue
             if plain < start:
                 yield text[plain:start], None
             yield text[start:end], self.special[match[0]]

@@ -174,6 +174,20 @@ def test_special_tokens_take_white_space_along(text, cut):
 
 
 @pytest.mark.parametrize(
+    ("text", "cut"),
+    [
+        ("a\n\nb", ["a", "\n", "b"]),  # the first takes the second along: as tokenizers 0.23.3
+        ("\n \n", ["\n"]),
+        ("<r>\n<l>", ["<r>", "<l>"]),
+        ("<r>\n\n x", ["<r>", "x"]),  # where that stops with an error
+    ],
+)
+def test_white_space_that_was_taken_along_is_not_a_token_again(text, cut):
+    rules = Special("<r>", rstrip=True), Special("<l>", lstrip=True)
+    assert found(text, *rules, Special("\n", lstrip=True, rstrip=True)) == cut
+
+
+@pytest.mark.parametrize(
     ("text", "times"),
     [("mm", 1), ("amm", 0), ("mm1", 0), ("mm_", 0), ("mm\u0301", 0), ("mm\u200d", 0)]
     + [("mm\u2160", 0), ("mm\u24b6", 0), ("mm\u00b2", 1), ("mm mm.mm", 3), ("mmmm", 0)],
