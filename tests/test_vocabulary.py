@@ -102,7 +102,11 @@ DAMAGED = {
     "number": ("vocab.json", "12", "should hold a JSON object"),
     "no tokens": ("vocab.json", "{}", "lacks the byte symbols"),
     "id twice": ("vocab.json", vocab_with(a=1), "or is given twice"),
-    "gap": ("vocab.json", vocab_with(zz=601), "not one of 0 to 600"),
+    "gap": (
+        "vocab.json",
+        vocab_with(zz=601),
+        'not one of 0 to 600, .* no token has the id 600; .* add one, "<unused600>": 600',
+    ),
     "negative id": ("vocab.json", vocab_with(a=-1), "id -1 of 'a'"),
     "float id": ("vocab.json", vocab_with(a=3.0), "id 3.0 of 'a'"),
     "true id": ("vocab.json", vocab_with(a=True), "id true of 'a'"),
@@ -138,6 +142,20 @@ def test_damaged_files_are_refused(name, tmp_path):
     with pytest.raises(CheckpointError, match=sentence) as caught:
         vocabulary.read(tmp_path)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_a_hole_filled_as_the_refusal_says_leaves_all_other_ids(tmp_path):
+    ids = {token: i + (i > 570) for token, i in FOREIGN["vocab"].items()}
+    path = foreign_folder(tmp_path) / "vocab.json"
+    path.write_text(json.dumps(ids), encoding="utf-8")
+    with pytest.raises(CheckpointError) as caught:
+        vocabulary.read(tmp_path)
+    entry = re.search(r'"<unused571>": 571$', str(caught.value))[0]
+    path.write_text(json.dumps(ids)[:-1] + f", {entry}}}", encoding="utf-8")
+    with pytest.warns(UserWarning, match="holds '<s>', '<unused571>', which no merge makes"):
+        tokenizer = vocabulary.read(tmp_path)
+    for text, expected in zip(FOREIGN["texts"], FOREIGN["ids"], strict=True):
+        assert tokenizer.encode(text) == [i + (i > 570) for i in expected]
 
 
 @pytest.mark.parametrize("file", ["vocab.json", "merges.txt"])

@@ -201,10 +201,19 @@ def _vocabulary(path, vocab):
         if type(i) is not int or not 0 <= i < len(tokens) or tokens[i] is not None:
             raise CheckpointError(
                 f"{path}: the id {_short(i)} of {token!r:.99} is not one of 0 to "
-                f"{len(tokens) - 1}, or is given twice"
+                f"{len(tokens) - 1}, or is given twice: {_what_to_do(vocab)}"
             )
         tokens[i] = token
     return {token: i for i, token in enumerate(tokens)}
+
+
+def _what_to_do(vocab):
+    """About ids that are not 0, 1, 2, ...: fill a hole among them, if that is all."""
+    ids = set(vocab.values()) if all(type(i) is int for i in vocab.values()) else set()
+    hole = next((i for i in range(len(ids)) if i not in ids), None)
+    if len(ids) < len(vocab) or hole is None or min(ids) < 0:
+        return "get it again"
+    return f'no token has the id {hole}; if that is on purpose, add one, "<unused{hole}>": {hole}'
 
 
 def _merges(path, model):
