@@ -1,6 +1,7 @@
 """A LoRA by itself: written, loaded again with its model, and refused where it does not fit."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,14 @@ def test_peft_means_all_modules_that_end_in_a_name(base, tmp_path):
         ({"r": "3"}, "does not describe a LoRA"),
         ({"r": 0}, "rank and alpha must be positive"),
         ({"r": 4}, "has shape"),
+        ({"r": 10**12}, "no array in adapter_model.safetensors is as large"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'"),
+        ({"init_lora_weights": "olora"}, r"'olora', which is not read here: merge it into its mod"),
+        ({"init_lora_weights": "corda"}, "init_lora_weights is 'corda'"),
+        ({"alora_invocation_tokens": [9, 200]}, r"alora_invocation_tokens is \[9, 200\]"),
+        ({"arrow_config": {"top_k": 3}}, "arrow_config is"),
+        ({"a_switch_of_tomorrow": 1}, "a_switch_of_tomorrow is 1, which is not read here"),
+        ({"target_modules": ["h.1.mlp.c_proj", "c_attn"]}, "leaves transformer.h.0.mlp.c_proj out"),
         ({"target_modules": ["wte"]}, "'wte' is not changed"),
         ({"target_modules": ["c_attn"]}, "does not fit this model"),
         ({"target_modules": "all-linear"}, "list of names"),
@@ -78,7 +87,62 @@ def test_what_is_not_this_kind_of_lora_is_refused(base, tmp_path, change, messag
     adapter.save(filled(gpt), name, tmp_path / "lora")
     path = tmp_path / "lora" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | change), encoding="utf-8")
-    with pytest.raises(numpygpt.CheckpointError, match=message):
+    with pytest.raises(numpygpt.CheckpointError, match=message) as caught:
+        numpygpt.load(tmp_path / "lora")
+    assert str(caught.value).count("adapter_config.json") < 2
+
+
+def test_what_does_not_change_the_formula_is_read(base, tmp_path):
+    gpt, _, name = base
+    learned = filled(gpt)
+    adapter.save(learned, name, tmp_path / "lora")
+    path = tmp_path / "lora" / "adapter_config.json"
+    whole = json.loads(path.read_text("utf-8"))
+    modules = [f"transformer.h.{i}.{m}" for i in (1, 0) for m in learned.matrices]  # "all-linear"
+    for change in (
+        {"init_lora_weights": "gaussian", "kasa_config": None, "use_something_new": False},
+        {"init_lora_weights": True, "peft_version": "0.21.2", "lora_dropout": 0.1, "new": {}},
+        {"target_modules": modules, "inference_mode": False, "revision": None},
+    ):
+        path.write_text(json.dumps(whole | change), encoding="utf-8")
+        loaded, _ = numpygpt.load(tmp_path / "lora")
+        for key, value in learned.merged().params.items():
+            np.testing.assert_array_equal(loaded.params[key], value, err_msg=key)
+
+
+def test_a_lora_beside_a_model_is_left_out_and_that_is_said(base, tmp_path):
+    gpt, _, name = base
+    learned = filled(gpt)
+    adapter.save(learned, name, tmp_path / "lora")
+    shutil.copy(Path(name) / "config.json", tmp_path / "lora")  # as some put it there: no weights
+    merged, _ = numpygpt.load(tmp_path / "lora")
+    changed = "h.1.mlp.c_proj.weight"
+    np.testing.assert_array_equal(merged.params[changed], learned.merged().params[changed])
+    shutil.copytree(name, tmp_path / "both")
+    shutil.copytree(tmp_path / "lora", tmp_path / "both", dirs_exist_ok=True)
+    with pytest.warns(UserWarning, match="holds a model and a LoRA .* the LoRA is not") as said:
+        model, tokenizer = numpygpt.load(tmp_path / "both")
+    assert len(said) == 1
+    np.testing.assert_array_equal(model.params[changed], gpt.params[changed])
+    with pytest.raises(ValueError, match="holds adapter_config.json, which transformers would"):
+        numpygpt.save(model, tokenizer, tmp_path / "both")
+
+
+def test_arrays_of_an_adapter_that_are_no_floats_or_a_pickle_are_refused(base, tmp_path):
+    gpt, _, name = base
+    adapter.save(filled(gpt), name, tmp_path / "lora")
+    path = tmp_path / "lora" / "adapter_model.safetensors"
+    arrays = safetensors.read(path)
+    last = list(arrays)[-1]
+    safetensors.write(
+        path, {n: np.array(a, "i4" if n == last else "f4") for n, a in arrays.items()}
+    )
+    with pytest.raises(
+        numpygpt.CheckpointError, match=r"dtype int32, but this model takes \(12, 3"
+    ):
+        numpygpt.load(tmp_path / "lora")
+    path.rename(path.with_name("adapter_model.bin"))
+    with pytest.raises(numpygpt.CheckpointError, match="adapter_model.bin is a pickle, .* PEFT"):
         numpygpt.load(tmp_path / "lora")
 
 
@@ -129,6 +193,12 @@ def test_fine_tuning_writes_it_apart_when_asked(base, tmp_path):
     begun = plan.finetuning(PAIRS, tmp_path / "out", base, rank=2, settings=settings, apart=True)
     list(run.resumable(begun))
     assert not (tmp_path / "out" / "model.safetensors").exists()
+    again, _ = numpygpt.load(tmp_path / "out")
+    for key, value in begun.model.merged().params.items():
+        np.testing.assert_array_equal(again.params[key], value, err_msg=key)
+    more = settings | {"steps": 6}  # the same command goes on in the same folder
+    begun = plan.finetuning(PAIRS, tmp_path / "out", base, rank=2, settings=more, apart=True)
+    assert [progress.number for progress in run.resumable(begun)] == [4, 5, 6]
     again, _ = numpygpt.load(tmp_path / "out")
     for key, value in begun.model.merged().params.items():
         np.testing.assert_array_equal(again.params[key], value, err_msg=key)

@@ -229,6 +229,41 @@ def test_untied_needs_its_own_head(tmp_path):
     assert "missing: wte.weight" in refusal(from_arrays, params, CONFIG, None, False)
 
 
+def test_a_head_of_its_own_in_a_model_that_is_called_tied_is_kept_and_said(tmp_path):
+    params = random_params(tied=False)
+    for fields in ({}, {"tie_word_embeddings": True}):
+        with pytest.warns(UserWarning, match="an lm_head.weight that differs .*: both are kept"):
+            model = load_folder(folder_of(tmp_path, params, **fields))
+        for name in ("lm_head.weight", "wte.weight"):
+            np.testing.assert_array_equal(model.params[name], params[name])
+    untied = load_folder(folder_of(tmp_path, params, tie_word_embeddings=False))  # no warning
+    np.testing.assert_array_equal(untied.params["lm_head.weight"], params["lm_head.weight"])
+
+
+SPELLINGS = {
+    "n_positions": "max_position_embeddings",
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_layer": "num_hidden_layers",
+}
+
+
+def test_sizes_under_the_other_names_of_transformers(tmp_path):
+    folder = folder_of(tmp_path, random_params())
+    path = folder / "config.json"
+    usual = json.loads(path.read_text(encoding="utf-8"))
+    config = load_folder(folder).config
+    other = {SPELLINGS.get(name, name): value for name, value in usual.items()}
+    assert len(other.keys() - usual.keys()) == 4
+    for fields in (other, usual | other):
+        path.write_text(json.dumps(fields), encoding="utf-8")
+        assert load_folder(folder).config == config
+    for name, another in SPELLINGS.items():  # transformers goes by the other name
+        path.write_text(json.dumps(usual | {another: 1}), encoding="utf-8")
+        text = refusal(load_folder, folder)
+        assert f"{name} = {usual[name]} and {another} = 1, which are two names of one" in text
+
+
 def test_vocabularies_that_do_not_belong_together():
     params = random_params()
     for n_vocab in (271, 300, 1):
@@ -412,6 +447,26 @@ def test_folders_that_are_none(tmp_path):
     (tmp_path / "training_args.bin").write_bytes(b"a pickle, but not of weights")
     assert "holds no weights" in refusal(load_folder, tmp_path)
     assert "name its folder" in refusal(load_folder, tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "tf_model.h5", "flax_model.msgpack", "gpt2.bin"])
+def test_weights_of_other_programs_are_refused_by_name(tmp_path, name):
+    shutil.copy(CASES / "prefix" / "config.json", tmp_path)
+    (tmp_path / name).write_bytes(b"\x5a\xd8\x34\x01" * 256)  # so begin llm.c's .bin files
+    for path in (tmp_path, tmp_path / name):
+        text = refusal(load_folder, path)
+        assert f"{name} is not of a kind that numpygpt reads" in text and "save_pretrained" in text
+    (tmp_path / "pytorch_model.bin").write_bytes(b"PK\x03\x04")
+    if name != "gpt2.bin":
+        assert "pytorch_model.bin is a pickle" in refusal(load_folder, tmp_path)
+
+
+def test_safetensors_under_other_names_are_named(tmp_path):
+    shutil.copy(CASES / "prefix" / "config.json", tmp_path)
+    for name in ("model.fp16.safetensors", "model-00001-of-00002.safetensors"):
+        shutil.copy(CASES / "prefix" / "model.safetensors", tmp_path / name)
+        text = refusal(load_folder, tmp_path)
+        assert name in text and "neither model.safetensors nor" in text and "index" in text
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "ckpt.pt", "model.pth", "x.pkl", "a.ckpt"])
@@ -641,7 +696,7 @@ def test_saving_over_shards_leaves_one_model(tmp_path, tokenizer):
     np.testing.assert_array_equal(load_folder(tmp_path).params["wte.weight"], params["wte.weight"])
 
 
-@pytest.mark.parametrize("name", checkpoint.STALE)
+@pytest.mark.parametrize("name", [*checkpoint.STALE, checkpoint.LORA])
 def test_files_that_transformers_would_read_first_are_not_saved_beside(tmp_path, tokenizer, name):
     (tmp_path / name).write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match=f"holds {name}, which transformers would read"):

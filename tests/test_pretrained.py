@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import numpygpt
-from numpygpt.files import pretrained, vocabulary
+from numpygpt.files import download, pretrained, vocabulary
 from numpygpt.files.checkpoint import load_folder
 from numpygpt.formats import CheckpointError, safetensors
 
@@ -77,6 +77,17 @@ def test_weights_that_are_not_here(places, name):
     with pytest.raises(FileNotFoundError) as caught:
         numpygpt.load(name)
     assert str(caught.value).endswith(f"run `numpygpt download {name}`")
+
+
+def test_a_repository_that_is_not_here_is_downloaded_by_its_short_name(places):
+    for repository, name in (
+        ("openai-community/gpt2", "124M"),
+        ("openai-community/gpt2-xl", "1558M"),
+        ("distilbert/distilgpt2", "distilgpt2"),
+    ):
+        with pytest.raises(FileNotFoundError, match=f"run `numpygpt download {name}`"):
+            numpygpt.load(repository)
+        assert download.official_name(name) == name  # the command knows it
 
 
 @pytest.mark.parametrize("name", ["gpt3", "", "124m", "published", "gpt-nano-sort", "no/folder"])

@@ -14,17 +14,21 @@ from pathlib import Path
 
 import numpy as np
 
-from numpygpt.files import results, text
+from numpygpt.files import checkpoint, results, text
 from numpygpt.files.atomic import writing
 from numpygpt.formats import CheckpointError, safetensors
 from numpygpt.lora import MATRICES, LoRA
 from numpygpt.model import GPT2
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"  # what older versions of PEFT wrote
 PREFIX = "base_model.model.transformer."
 BASE = "sha256 of the matrices it changes"
 # What changes the formula, and the values with which it is the one of `lora.py`.
 PLAIN = {
+    # Others, such as "pissa", take A B off the model's own weights when the LoRA is loaded.
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal", "mica"),
+    "alora_invocation_tokens": (None,),  # only what follows these would be changed
     "peft_type": ("LORA",),
     "bias": ("none",),
     "use_rslora": (False,),
@@ -42,11 +46,35 @@ PLAIN = {
     "use_bdlora": (None, False),
     "use_qalora": (False,),
 }
+# What is read elsewhere, or only matters to whoever trains it.
+OTHERS = {
+    *("base_model_name_or_path", "r", "lora_alpha", "target_modules", "task_type", "lora_dropout"),
+    *("inference_mode", "peft_version", "revision", "auto_mapping", "megatron_core"),
+    *("eva_config", "loftq_config", "qalora_group_size", "runtime_config", "ensure_weight_tying"),
+}
+INSTEAD = "merge it into its model with PEFT's merge_and_unload(), and save that"
 
 
 def is_adapter(folder: str | os.PathLike) -> bool:
     """Whether a folder holds a LoRA and no model of its own."""
-    return (Path(folder) / CONFIG).is_file() and not (Path(folder) / "config.json").is_file()
+    return _is_file(folder, CONFIG) and not (
+        _is_file(folder, "config.json")
+        and (_is_file(folder, checkpoint.WEIGHTS) or _is_file(folder, checkpoint.SHARDS))
+    )
+
+
+def warn_of_one_beside(folder: str | os.PathLike) -> None:
+    """Say that a LoRA stands in the folder of a model that is read without it."""
+    if _is_file(folder, CONFIG):
+        warnings.warn(
+            f"{folder} holds a model and a LoRA ({CONFIG}): the model is read and the LoRA is not, "
+            "where transformers takes the LoRA with the model it names; keep one of them there",
+            stacklevel=3,
+        )
+
+
+def _is_file(folder, name):
+    return (Path(folder) / name).is_file()
 
 
 def save(adapter: LoRA, base: str, folder: str | os.PathLike) -> None:
@@ -92,11 +120,17 @@ def load(folder: str | os.PathLike, model: GPT2) -> GPT2:
     """
     folder = Path(folder)
     config = _read_config(folder)
+    matrices = _matrices(config, folder, model.config.n_layer)
+    arrays = _read_arrays(folder)
+    if config["r"] > max((max(array.shape, default=0) for array in arrays.values()), default=0):
+        raise CheckpointError(
+            f"{folder / CONFIG} says r = {config['r']}, but no array in {WEIGHTS} is as large: get "
+            "both again"
+        )
     try:
-        adapter = LoRA(model, config["r"], config["lora_alpha"], _matrices(config, folder))
+        adapter = LoRA(model, config["r"], config["lora_alpha"], matrices)
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from None
-    arrays = safetensors.read(folder / WEIGHTS)
     expected = {f"{PREFIX}{name}.weight": name for name in adapter.params}
     if arrays.keys() != expected.keys():
         wrong = sorted(arrays.keys() ^ expected.keys())
@@ -105,10 +139,11 @@ def load(folder: str | os.PathLike, model: GPT2) -> GPT2:
         )
     for name, ours in expected.items():
         array = arrays[name].T
-        if array.shape != adapter.params[ours].shape:
+        if array.shape != adapter.params[ours].shape or array.dtype.kind != "f":
             raise CheckpointError(
-                f"{folder / WEIGHTS}: {name} has shape {arrays[name].shape}, but this model takes "
-                f"{adapter.params[ours].shape[::-1]}"
+                f"{folder / WEIGHTS}: {name} has shape {arrays[name].shape} and dtype "
+                f"{array.dtype}, but this model takes {adapter.params[ours].shape[::-1]} of "
+                "floating-point numbers"
             )
         adapter.params[ours][...] = array
     trained_with = safetensors.read_metadata(folder / WEIGHTS).get(BASE)  # PEFT does not write it
@@ -119,6 +154,15 @@ def load(folder: str | os.PathLike, model: GPT2) -> GPT2:
             stacklevel=2,
         )
     return adapter.merged()
+
+
+def _read_arrays(folder):
+    if not _is_file(folder, WEIGHTS) and _is_file(folder, PICKLE):
+        raise CheckpointError(
+            f"{folder / PICKLE} is a pickle, which can run any code when opened, so numpygpt never "
+            f"opens one; where you trust it, load it with PEFT and save it, which makes {WEIGHTS}"
+        )
+    return safetensors.read(folder / WEIGHTS)
 
 
 def _read_config(folder):
@@ -134,19 +178,41 @@ def _read_config(folder):
     for name, meant in PLAIN.items():
         value = config.get(name, meant[0])
         if value not in meant:
-            raise CheckpointError(f"{path}: {name} is {value!r:.60}, which is not read here")
+            raise _refused(path, name, value)
+    for name in sorted(config.keys() - PLAIN.keys() - OTHERS):
+        if config[name] not in (None, False, [], {}):
+            raise _refused(path, name, config[name])
     return config
 
 
-def _matrices(config, folder):
-    """Those of `MATRICES` that target_modules means: a name means all modules that end in it."""
+def _refused(path, name, value):
+    return CheckpointError(f"{path}: {name} is {value!r:.60}, which is not read here: {INSTEAD}")
+
+
+def _matrices(config, folder, n_layer):
+    """Those of `MATRICES` that target_modules means: a name means all modules that end in it.
+
+    It must mean them in every block: `LoRA` changes a matrix in all of them.
+    """
     targets = config.get("target_modules")
     if not isinstance(targets, list) or not all(isinstance(t, str) for t in targets):
-        raise CheckpointError(f"{folder / CONFIG}: target_modules must be a list of names")
-    found = tuple(m for m in MATRICES if any(m == t or m.endswith(f".{t}") for t in targets))
-    unknown = [t for t in targets if not any(m == t or m.endswith(f".{t}") for m in MATRICES)]
+        raise CheckpointError(
+            f"{folder / CONFIG}: target_modules must be a list of names, not {targets!r:.60}: "
+            f"{INSTEAD}"
+        )
+    meant = {  # module -> its matrix
+        f"transformer.h.{i}.{matrix}": matrix for i in range(n_layer) for matrix in MATRICES
+    }
+    found = {m for m in meant if any(m == t or m.endswith(f".{t}") for t in targets)}
+    unknown = [t for t in targets if not any(m == t or m.endswith(f".{t}") for m in meant)]
     if unknown:
         raise CheckpointError(
-            f"{folder / CONFIG}: {unknown[0]!r:.60} is not changed by a LoRA here"
+            f"{folder / CONFIG}: {unknown[0]!r:.60} is not changed by a LoRA here: {INSTEAD}"
         )
-    return found
+    matrices = tuple(m for m in MATRICES if any(meant[module] == m for module in found))
+    if partly := sorted(m for m in meant if meant[m] in matrices and m not in found):
+        raise CheckpointError(
+            f"{folder / CONFIG}: target_modules leaves {partly[0]} out, but not the same matrix of "
+            f"other blocks: {INSTEAD}"
+        )
+    return matrices

@@ -36,6 +36,13 @@ SIZES = {
     "n_head": ("n_head",),
     "n_layer": ("n_layer",),
 }
+# Other names by which transformers sets them as well, of GPT-1 too; `spelled_out` renames them.
+OTHER_SPELLINGS = {
+    "max_position_embeddings": "n_positions",
+    "hidden_size": "n_embd",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
 # The switches of config.json that change what is computed, and the values that mean GPT-2.
 GPT2_ALONE = {
     "model_type": ("gpt2",),
@@ -48,6 +55,9 @@ GPT2_ALONE = {
 # Those whose folders `numpygpt.load` reads as well: model_type -> its name. See `relatives.py`.
 RELATIVES = {"bert": "BERT", "openai-gpt": "GPT-1"}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+# The first bytes of torch's: a zip archive, or a pickle alone.
+PICKLED = (b"PK\x03\x04", b"\x80")
+FOREIGN = (".gguf", ".ggml", ".h5", ".msgpack", ".onnx")  # other programs' weights
 # Pickles of a training run that hold no weights.
 BESIDE_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|rng_state|random_states|training_args).*")
 # What others put before every name: of a model that torch compiled, of one in several processes.
@@ -68,7 +78,14 @@ def load_folder(folder: str | os.PathLike, n_vocab: int | None = None) -> GPT2:
     """
     folder = Path(folder)
     config, tied = _read_config(folder)
-    return from_arrays(read_arrays(folder), config, n_vocab, tied, str(folder))
+    model = from_arrays(read_arrays(folder), config, n_vocab, tied, str(folder))
+    if tied and "lm_head.weight" in model.params:
+        warnings.warn(
+            f"{folder} holds an lm_head.weight that differs from wte.weight, though its "
+            "configuration says that they are the same (tie_word_embeddings): both are kept",
+            stacklevel=2,
+        )
+    return model
 
 
 def from_arrays(
@@ -258,7 +275,7 @@ def read_config(folder: str | os.PathLike) -> Config:
 def _read_config(folder):
     """-> Config, and whether the unembedding is the embedding."""
     path = config_file(folder)
-    fields = text.read_json(path)
+    fields = spelled_out(text.read_json(path), path)
     if kind := relative(folder):
         raise CheckpointError(not_gpt2(folder, kind))
     for key, allowed in GPT2_ALONE.items():
@@ -284,6 +301,17 @@ def _read_config(folder):
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
     return config, tied
+
+
+def spelled_out(fields: dict, path: Path) -> dict:
+    """The fields of config.json with the sizes under GPT-2's names; refused are two that differ."""
+    for other, name in OTHER_SPELLINGS.items():
+        if other in fields and fields.setdefault(name, fields[other]) != fields[other]:
+            raise CheckpointError(
+                f"{path} says {name} = {fields[name]!r:.99} and {other} = {fields[other]!r:.99}, "
+                "which are two names of one size: take the wrong one out"
+            )
+    return fields
 
 
 def relative(folder: str | os.PathLike) -> str | None:
@@ -326,9 +354,15 @@ def read_arrays(folder: str | os.PathLike) -> dict[str, np.ndarray]:
     names = sorted(os.listdir(folder))
     if any(name.endswith(".index") for name in names):
         return tensorflow.read(folder)
-    for name in names:
+    # Pickles first, as older repositories have a .h5 and a .msgpack of the same weights beside one.
+    for name in sorted(names, key=lambda name: name.endswith(FOREIGN)):
         if refusal := _refusal(folder / name, folder):
             raise CheckpointError(refusal)
+    if others := [name for name in names if re.fullmatch(r"model.*\.safetensors", name)]:
+        raise CheckpointError(
+            f"{folder} holds {', '.join(others[:3])}, but neither {WEIGHTS} nor {SHARDS}: get the "
+            f"index of the shards, or call one that holds all weights {WEIGHTS}"
+        )
     raise CheckpointError(
         f"{folder} holds no weights: numpygpt reads {WEIGHTS}, {SHARDS} with its shards, or "
         "OpenAI's model.ckpt.index with its data"
@@ -349,8 +383,15 @@ def _check_once(path):
 
 
 def _refusal(path, folder):
-    """Why a pickle is not opened, and the line that makes it a file which is; None for others."""
-    if path.suffix not in PICKLES or BESIDE_WEIGHTS.fullmatch(path.name):
+    """Why a pickle is not opened, and the line that makes it a file which is; or that weights are
+    of a foreign kind; None for other files."""
+    is_pickle = path.suffix in PICKLES and not BESIDE_WEIGHTS.fullmatch(path.name)
+    if path.suffix in FOREIGN or (is_pickle and not _begins_as_pickle(path)):
+        return (
+            f"{path} is not of a kind that numpygpt reads: load it with the program it is for, and "
+            f"save {WEIGHTS}, as transformers' `model.save_pretrained(folder)` does"
+        )
+    if not is_pickle:
         return None
     folder = folder if folder.is_dir() else folder.parent
     # pytorch_model-00001-of-00002.bin is one of several, which belong together.
@@ -365,6 +406,14 @@ def _refusal(path, folder):
         "s.save_file({k: v.clone().contiguous() for x in w for k, v in x.items()}, "
         f"d + '{WEIGHTS}')\""
     )
+
+
+def _begins_as_pickle(path):
+    """False for what only has a name as torch's files, as llm.c's gpt2_124M.bin."""
+    if not path.is_file():
+        return True
+    with open(path, "rb") as file:
+        return file.read(4).startswith(PICKLED)
 
 
 def _literal(string):
@@ -406,6 +455,7 @@ def _read_shards(folder):
 
 # Files that transformers would read before, or besides, those that a save writes.
 STALE = ("tokenizer.json", "added_tokens.json", "special_tokens_map.json", "generation_config.json")
+LORA = "adapter_config.json"  # so would it that, where it is beside a whole model
 
 
 def save(model: GPT2, tokenizer: Tokenizer, folder: str | os.PathLike, dtype=None) -> None:
@@ -462,9 +512,13 @@ def _replace(folder, tokenizer, config, arrays):
 
 
 def check_target(folder: Path, tokenizer: Tokenizer | None = None) -> None:
-    """Raises ValueError, as `save` does, for a folder with files that would hide what it writes."""
+    """Raises ValueError, as `save` does, for a folder with files that would hide what it writes.
+
+    tokenizer: of the model that is written, or None where only a LoRA may be.
+    """
+    names = STALE if tokenizer is None else (*STALE, LORA)
     written = vocabulary.files(tokenizer) if tokenizer else []
-    stale = [name for name in STALE if name not in written and (folder / name).exists()]
+    stale = [name for name in names if name not in written and (folder / name).exists()]
     if stale:
         raise ValueError(
             f"{folder} holds {' and '.join(stale)}, which transformers would read before what is "

@@ -36,6 +36,7 @@ def load(
         from numpygpt.files import relatives  # the family is needed by nobody else
 
         return relatives.load(folder)
+    adapter.warn_of_one_beside(folder)
     tokenizer = read_tokenizer(folder)
     return checkpoint.load_folder(folder, rows_kept(folder, tokenizer)), tokenizer
 
@@ -90,9 +91,11 @@ def find(name_or_folder: str | os.PathLike, fetch: Callable[[str], Path] | None 
     if folder is None and fetch is not None:
         return fetch(official)
     if folder is None:
+        # Of a repository, `download` knows our name alone.
+        name = official if "/" in name_or_folder else name_or_folder
         raise FileNotFoundError(
             f"the weights of {name_or_folder} are not on this machine: run "
-            f"`numpygpt download {name_or_folder}`"
+            f"`numpygpt download {name}`"
         )
     return folder
 

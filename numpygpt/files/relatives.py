@@ -66,6 +66,7 @@ def load(folder: str | os.PathLike):
     if fields.get("model_type") == "bert":
         (config, params), tokenizer = _load_bert(folder, fields), _read_wordpiece(folder)
         return bert.Bert(*_without_padding(folder, config, params, tokenizer)), tokenizer
+    fields = checkpoint.spelled_out(fields, folder / "config.json")
     (config, params), tokenizer = _load_gpt1(folder, fields), _read_character_bpe(folder)
     return gpt1.GPT1(*_without_padding(folder, config, params, tokenizer)), tokenizer
 
