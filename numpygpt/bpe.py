@@ -215,8 +215,10 @@ class Tokenizer:
             for i, token in enumerate(self.tokens)
             if i not in made and token not in self.special
         ]
+        longest = max(len(self.tokens[i]) for i in made)  # no half can be longer
         for token in self.unmade:
-            halves = ((token[:n], token[n:]) for n in range(1, len(token)))
+            places = range(max(1, len(token) - longest), min(len(token), longest + 1))
+            halves = ((token[:n], token[n:]) for n in places)
             if any(ids.get(left) in made and ids.get(right) in made for left, right in halves):
                 raise ValueError(
                     f"The token {token!r} (id {ids[token]}) is neither a byte, nor made by a "

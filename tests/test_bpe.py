@@ -589,6 +589,7 @@ def test_what_cannot_be_learned():
         (["ab"], [], r"'ab' \(id 256\) is neither a byte, nor made .* are merges missing"),
         (["bc", "abc"], [("b", "c")], r"'abc' \(id 257\) is neither"),
         (["ab", "abc"], [("a", "b")], r"'abc' \(id 257\) is neither"),
+        (["ab", "abab"], [("a", "b")], r"'abab' \(id 257\) is neither"),
     ],
 )
 def test_what_does_not_fit_together_is_named(tokens, merges, words):
