@@ -33,11 +33,12 @@ def test_a_file_appears_whole(tmp_path):
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, error):
     path = tmp_path / "notes.txt"
     path.write_text("old")
-    with pytest.raises(type(error)), writing(path) as file:
+    with pytest.raises(type(error)) as caught, writing(path) as file:
         file.write("half")
         raise error
     assert path.read_text() == "old"
     assert names(tmp_path) == ["notes.txt"]
+    assert isinstance(error, KeyboardInterrupt) or caught.value.filename == str(path)
 
 
 def test_two_writers_do_not_mix(tmp_path):

@@ -711,6 +711,22 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, tokenizer):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_that_does_not_fit_its_configuration_is_not_saved(tmp_path, tokenizer):
+    wrong = np.ones((6, 5), np.float32)
+    for change, words in (
+        (lambda params: params.pop("h.1.ln_2.bias"), "missing: h.1.ln_2.bias"),
+        (lambda params: params.update({"h.0.mlp.c_fc.weight": wrong}), "misshapen: h.0.mlp.c_fc"),
+        (lambda params: params.update({"h.2.ln_2.bias": wrong}), "unknown: 'h.2.ln_2.bias'"),
+    ):
+        model = GPT2(CONFIG, random_params())
+        change(model.params)
+        with pytest.raises(ValueError, match=f"the model that is to be saved is not .*{words}"):
+            save(model, tokenizer, tmp_path / "new")
+    with pytest.raises(TypeError, match="with its Tokenizer, .* not with a NoneType"):
+        save(GPT2(CONFIG, random_params()), None, tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
 class Killed(BaseException):
     pass
 

@@ -41,9 +41,11 @@ def writing(path: str | os.PathLike, binary: bool = False):
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.remove(partial)
+        if isinstance(error, OSError) and error.filename is None:  # of a full disk: which file's?
+            error.filename = str(path)
         raise
     sync_folder(path.parent)
 

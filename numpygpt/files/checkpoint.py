@@ -486,10 +486,17 @@ def _contents(model, tokenizer, folder, dtype):
         raise TypeError(
             f"a {type(model).__name__} cannot be saved, only a GPT-2: copy the folder it came from"
         )
+    if not isinstance(tokenizer, Tokenizer):
+        raise TypeError(
+            f"a model is saved with its Tokenizer, as numpygpt.load gives it, not with a "
+            f"{type(tokenizer).__name__}"
+        )
     check_target(folder, tokenizer)
+    tied = "lm_head.weight" not in model.params
+    _checked_shapes(model.params, model.config, tied, [], "the model that is to be saved")
     check_vocabulary(model.config.n_vocab, tokenizer, "what is to be saved")
     params = _narrow(model.params, np.dtype(model.dtype if dtype is None else dtype))
-    config = _config_fields(model.config, "lm_head.weight" not in params, tokenizer, params)
+    config = _config_fields(model.config, tied, tokenizer, params)
     names = {n: n if n == "lm_head.weight" else f"transformer.{n}" for n in params}
     return config, {names[n]: array for n, array in params.items()}
 
