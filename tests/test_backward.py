@@ -1,6 +1,7 @@
 """What a porter needs besides: gradients beside ours, raw folders and their readers, fixtures."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,6 +16,8 @@ from numpygpt import cli, ops
 from numpygpt.check import backward
 from numpygpt.check.diagnose import report
 from numpygpt.check.fixtures import STRINGS, tokenizer_fixtures
+from numpygpt.check.mistakes.forward import to_bfloat16, to_float16
+from numpygpt.check.trace import replay
 from numpygpt.formats import dump
 from numpygpt.model import GPT2, Config, as_dtype, with_ops
 
@@ -70,7 +73,7 @@ def test_names_and_layouts_of_others():
     theirs = {"loss": ours["loss"][0]}
     for name in MODEL.params:
         gradient = ours[f"grad.{name}"]
-        turn = gradient.ndim == 2 and gradient.shape[0] != gradient.shape[1] and "w" not in name[:2]
+        turn = gradient.ndim == 2 and name[:2] == "h."  # as torch.nn.Linear has them
         theirs[f"transformer.{name}.grad"] = gradient.T if turn else gradient
     found = compare(theirs)
     assert found.verdict == "agrees" and len(found.rows) == len(theirs)
@@ -78,6 +81,94 @@ def test_names_and_layouts_of_others():
     stacked["grad.fcb"] = np.stack([ours[f"grad.h.{i}.mlp.c_fc.bias"] for i in range(3)])
     found = compare(stacked)
     assert found.verdict == "agrees" and len(found.rows) == 4
+
+
+def turned(arrays):
+    """Weights as torch.nn.Linear has them, the square one of attention too."""
+    return {
+        n: a.T if ".h." in f".{n}" and n.endswith("weight") and a.ndim == 2 else a
+        for n, a in arrays.items()
+    }
+
+
+def test_square_weights_lie_as_the_others_do():
+    ours = trained()
+    for form in (turned, lambda arrays: {n: a.T for n, a in arrays.items()}):
+        assert compare(form(ours)).verdict == "agrees"
+        found = compare(form(MODEL.params))
+        assert found.verdict == "agrees" and len(found.rows) == len(MODEL.params)
+    name = "grad.h.1.attn.c_proj.weight"
+    found = compare(turned(ours) | {name: ours[name]})
+    assert found.first == name and "are ours transposed" in found.relations[0].text
+
+
+@pytest.mark.parametrize("form", ["d_{}", "gradients/{}", "{}_grad", "grads.{}"])
+def test_what_gradients_are_called(form):
+    ours = trained()
+    found = compare({form.format(n): ours[f"grad.{n}"] for n in MODEL.params})
+    assert found.verdict == "agrees" and len(found.rows) == len(MODEL.params)
+    found = compare({form.format(n): 2 * ours[f"grad.{n}"] for n in MODEL.params})
+    assert found.first == "grad.ln_f.bias" and "2 times ours" in found.relations[0].text
+
+
+def test_gradients_of_blocks_counted_from_one():
+    ours = trained()
+    dump = {re.sub(r"(?<=h\.)\d", lambda i: str(int(i[0]) + 1), n): a for n, a in ours.items()}
+    assert "grad.h.3.ln_1.bias" in dump and compare(dump).verdict == "agrees"
+    dump["grad.h.3.ln_1.bias"] = 3 * dump["grad.h.3.ln_1.bias"]
+    assert compare(dump).first == "grad.h.2.ln_1.bias"
+
+
+def test_one_gradient_that_is_wrong_by_itself():
+    ours = trained()
+    found = compare(ours | {"grad.h.1.mlp.c_fc.bias": 1.5 * ours["grad.h.1.mlp.c_fc.bias"]})
+    assert found.note.startswith("the first wrong backward is that of h.1.mlp.c_fc.bias itself")
+    found = compare(ours | {"grad.h.1.mlp.c_fc.bias": ours["grad.h.1.mlp.c_fc.bias"][:7]})
+    assert found.verdict == "differs" and "has shape (7,), ours" in found.note
+    names = [f"grad.h.1.mlp.c_fc.{part}" for part in ("weight", "bias")]
+    both = {name: 2 * ours[name] for name in names}
+    assert "after grad.h.1.mlp.c_proj.weight, which is right" in compare(ours | both).note
+
+
+def test_gradients_and_losses_that_are_not_numbers():
+    ours = trained()
+    name = "grad.h.1.ln_2.weight"
+    spoilt = ours[name].copy()
+    spoilt[3] = np.nan
+    relation = compare(ours | {name: spoilt}).relations[0]
+    assert relation.kind == "nan" and f"NaN or infinite at 1 of {spoilt.size}" in relation.text
+    assert compare({"loss": np.array(np.nan)}).relations[0].text == "their loss is NaN"
+    assert compare({"loss": np.array(np.inf)}).relations[0].text == "their loss is infinite"
+
+
+def test_a_loss_for_each_token_and_a_curve_of_losses():
+    ours = trained()
+    log_p = ops.log_softmax(np.asarray(MODEL.forward(TOKENS)[0], np.float64))
+    losses = -np.take_along_axis(log_p, ours["targets"][..., None], 2)[..., 0]
+    for each in (losses, losses[:, :-1]):
+        assert compare({"loss": each}).verdict == "agrees"
+        assert "2 times ours" in compare({"loss": 2 * each}).relations[0].text
+    found = compare(ours | {"loss": np.linspace(4, 3, 50)})
+    assert found.not_compared == ("loss",) and "loss" not in [row.name for row in found.rows]
+
+
+def test_other_weights_are_said_beside_what_follows_from_them():
+    name = "h.1.attn.c_attn.weight"
+    other = GPT2(MODEL.config, MODEL.params | {name: 1.01 * MODEL.params[name]})
+    found = compare(replay(other, TOKENS) | {f"param.{n}": a for n, a in other.params.items()})
+    assert found.first == "h.1.attn.c_attn"
+    assert found.note.startswith(f"their param.{name} are not those of this model")
+
+
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+def test_parameters_in_half_precision_are_no_other_weights(half):
+    rounding = {"float16": to_float16, "bfloat16": to_bfloat16}[half]
+    rounded = {n: rounding(a) for n, a in MODEL.params.items()}
+    found = compare(rounded)
+    assert (found.verdict, found.precision, found.exit_status) == ("precision", half, 3)
+    assert f"rounded to {half}" in found.note
+    found = compare(rounded | {"wpe.weight": rounded["wpe.weight"] * 2})
+    assert found.verdict == "differs" and "not those of this model" in found.note
 
 
 # a wrong backward -> the first gradient that is wrong, a part of the sentence

@@ -10,6 +10,7 @@ import numpy as np
 
 from numpygpt.check.align import first_block, from_zero, plain
 from numpygpt.check.mistakes import OTHERS
+from numpygpt.check.mistakes.forward import to_bfloat16, to_float16
 from numpygpt.check.relations import Relation
 from numpygpt.check.trace import Row, kind
 from numpygpt.model import GPT2
@@ -72,27 +73,39 @@ def backward_order(n_layer: int) -> list[str]:
 def their_gradients(theirs: dict, model: GPT2) -> tuple[dict, dict]:
     """(gradients, parameters): parameter's name -> (their name, array in our layout).
 
-    A gradient has "grad" in its name, as grad.ln_f.weight or ln_f.weight.grad; a parameter is
-    called param.ln_f.weight, or as ours. Weights of torch.nn.Linear, (out, in), are turned.
+    A gradient has "grad" in its name, as grad.ln_f.weight or ln_f.weight.grad, or begins with d_;
+    a parameter is called param.ln_f.weight, or as ours. Weights of torch.nn.Linear, (out, in), are
+    turned; square ones too, where the others lie so. What fits in neither way is kept as it is.
     """
     gradients, parameters = {}, {}
     first = first_block(theirs, model.config.n_layer)
     for name, array in theirs.items():
         key = from_zero(plain(name), first)
-        bare = "grad" in key.lower()
+        bare = "grad" in key.lower() or key.startswith("d_")
         own = key in model.params
         whole, key = key, key.removeprefix("param.").removeprefix("params.")
         if not (bare or own or key != whole):
             continue  # an activation, perhaps: "wte", "lnf"
-        for part in ("grads.", "grad.", "d_"):
+        for part in ("gradients.", "grads.", "grad.", "d_"):
             key = key.removeprefix(part)
         key = plain(key.removesuffix(".grad").removesuffix("_grad"))
         for ours, part in _parts(key, np.asarray(array), model):
-            shape = model.params[ours].shape
-            part = part.T if part.shape != shape and part.T.shape == shape else part
-            if part.shape == shape:
-                (gradients if bare else parameters)[ours] = name, part
-    return gradients, parameters
+            (gradients if bare else parameters)[ours] = name, part
+    return _turned(gradients, model), _turned(parameters, model)
+
+
+def _turned(arrays, model):
+    """The weights (in, out), where all those that are not square come as (out, in)."""
+    linear = {n: model.params[n].shape for n in arrays if n[:2] == "h." and n.endswith(".weight")}
+    shapes = [(arrays[n][1].shape, shape) for n, shape in linear.items() if len(set(shape)) == 2]
+    others_turned = shapes and all(theirs == ours[::-1] for theirs, ours in shapes)
+    turned = {}
+    for name, (whose, array) in arrays.items():
+        shape = model.params[name].shape
+        square = len(shape) == 2 and shape[0] == shape[1] and name in linear
+        turn = others_turned if square else array.shape != shape and array.T.shape == shape
+        turned[name] = whose, array.T if turn else array
+    return turned
 
 
 def _parts(key, array, model):
@@ -108,13 +121,15 @@ def _parts(key, array, model):
 class Learned:
     """What was found on loss, gradients and parameters. rows: one for each, parameters first, then
     the loss, then gradients in the order in which they are computed. names: theirs that these
-    are. relation, cause, sentence: on the first that is wrong, or None and ""."""
+    are. relation, cause, sentence: on the first that is wrong, or None and "". half: the precision
+    that the parameters were rounded to, if that is all that is wrong with them, or None."""
 
     rows: tuple = ()
     names: frozenset = frozenset()
     relation: Relation | None = None
     cause: str | None = None
     sentence: str = ""
+    half: str | None = None
 
 
 def compare_gradients(theirs: dict, model: GPT2, tokens, pads=None) -> Learned:
@@ -127,28 +142,59 @@ def compare_gradients(theirs: dict, model: GPT2, tokens, pads=None) -> Learned:
         for n in model.params
         if n in parameters
     ]
+    half = _half_of(parameters, model)
     loss = next((theirs[n] for n in theirs if plain(n) == "loss"), None)
+    if loss is not None and loss.size != 1 and loss.shape not in _shapes_of_losses(tokens):
+        loss = None  # another one: a curve of losses, for instance
+        names -= {n for n in theirs if plain(n) == "loss"}
     if not gradients and loss is None:
-        return Learned(tuple(rows), frozenset(names))
+        return Learned(tuple(rows), frozenset(names), half=half)
     ours = loss_and_gradients(model, tokens, pads, *_targets(theirs, tokens))
     if loss is not None:
-        rows.append(_row("loss", np.ravel(loss)[:1], ours["loss"], "loss"))
+        loss = _mean(loss, ours["loss_mask"])
+        rows.append(_row("loss", loss, ours["loss"], "loss"))
     for module in backward_order(model.config.n_layer):
         for name in (f"{module}.bias", f"{module}.weight"):
             if name in gradients:
                 rows.append(_row(f"grad.{name}", gradients[name][1], ours[f"grad.{name}"],
                                  gradients[name][0]))  # fmt: skip
-    found = Learned(tuple(rows), frozenset(names))
+    found = Learned(tuple(rows), frozenset(names), half=half)
     wrong = [row.name for row in rows if not row.right and not row.name.startswith("param.")]
     if not wrong:
         return found
     if wrong[0] == "loss":
-        relation = _relation_of_losses(float(np.ravel(loss)[0]), ours)
-        cause = _wrong_loss(float(np.ravel(loss)[0]), model, tokens, pads, ours)
+        relation = _relation_of_losses(float(loss[0]), ours)
+        cause = _wrong_loss(float(loss[0]), model, tokens, pads, ours)
         return replace(found, relation=relation, cause=cause, sentence="the loss is wrong already")
     name = wrong[0].removeprefix("grad.")
-    relation = _relation(name, gradients[name][1], ours, model, tokens, pads)
+    gradient, shape = gradients[name][1], model.params[name].shape
+    if gradient.shape != shape:
+        return replace(found, sentence=f"their {wrong[0]} has shape {gradient.shape}, ours {shape}")
+    relation = _relation(name, gradient, ours, model, tokens, pads)
     return replace(found, relation=relation, sentence=_sentence(name, rows))
+
+
+def _shapes_of_losses(tokens):
+    """Of a loss for each token, or for each but the last of a row."""
+    rows, length = tokens.shape
+    return (rows, length), (rows, length - 1)
+
+
+def _mean(loss, mask):
+    """One number (1,): theirs, or the mean of theirs over the tokens that count."""
+    if loss.size == 1:
+        return np.ravel(loss)
+    counted = mask[:, : loss.shape[1]] != 0
+    return np.asarray(loss, np.float64)[counted].mean(keepdims=True)
+
+
+def _half_of(parameters, model):
+    """The half precision that turns the model's parameters into theirs, or None."""
+    pairs = [(array, np.asarray(model.params[n])) for n, (_, array) in parameters.items()]
+    for half, rounding in (("float16", to_float16), ("bfloat16", to_bfloat16)):
+        if pairs and all(np.array_equal(theirs, rounding(ours)) for theirs, ours in pairs):
+            return half
+    return None
 
 
 def with_gradients(found, learned: Learned):
@@ -157,14 +203,22 @@ def with_gradients(found, learned: Learned):
         return found
     wrong = [row for row in learned.rows if not row.right]
     rows = [*found.rows, *learned.rows]
-    if not wrong or not found.agrees:
-        return replace(found, rows=rows)
     weights = [row for row in wrong if row.name.startswith("param.")]
+    other_weights = ""
+    if weights:
+        what = f"are this model's rounded to {learned.half}" if learned.half else (
+            "are not those of this model: both programs need the same weights"
+        )  # fmt: skip
+        other_weights = f"their {weights[0].name} {what}"
+    if not wrong or not found.agrees:
+        notes = [note for note in (other_weights, found.note) if note]
+        return replace(found, rows=rows, note="\n".join(notes))
+    if learned.half and len(wrong) == len(weights):
+        verdict = {"verdict": "precision", "precision": learned.half, "first": weights[0].name}
+        return replace(found, rows=rows, note=other_weights, **verdict)
     first = (weights or wrong)[0]
     at = rows.index(first)
-    note = learned.sentence if not weights else (
-        f"their {first.name} are not those of this model: both programs need the same weights"
-    )  # fmt: skip
+    note = other_weights or learned.sentence
     cause = learned.cause
     return replace(
         found, rows=rows, first=first.name, last=rows[at - 1].name if at else None,
@@ -174,6 +228,9 @@ def with_gradients(found, learned: Learned):
 
 
 def _relation_of_losses(theirs, ours):
+    if not np.isfinite(theirs):
+        what = "NaN" if np.isnan(theirs) else "infinite"
+        return Relation("loss", "nan", f"their loss is {what}", 0.0)
     count, ratio = ours["loss_mask"].sum(), theirs / float(ours["loss"][0])
     text = f"their loss is {ratio:.6g} times ours"
     if abs(ratio / count - 1) < 1e-4:
@@ -186,7 +243,10 @@ def _relation_of_losses(theirs, ours):
 def _row(name, theirs, ours, whose):
     """A row whose gap is that of the whole tensor: gradients of rare rows are sums of few terms."""
     theirs, ours = np.asarray(theirs, np.float64), np.asarray(ours, np.float64)
-    apart = np.abs(theirs - ours)
+    if theirs.shape != ours.shape:
+        return Row(name, "shape", np.inf, np.inf, theirs.shape, whose=whose)
+    with np.errstate(invalid="ignore"):  # infinite less infinite
+        apart = np.abs(theirs - ours)
     apart = np.where(np.isnan(apart), np.inf, apart)
     at = np.unravel_index(apart.argmax(), apart.shape)
     relative = float(apart[at] / (np.abs(ours).max() or 1.0))
@@ -201,11 +261,18 @@ def _targets(theirs, tokens):
     found = next((theirs[n] for n in theirs if plain(n) in TARGETS), None)
     if found is None or np.size(found) != tokens.size:
         return None, None
-    if np.array_equal(np.ravel(found), tokens.ravel()):
+    targets = _as_rows(found, tokens).astype(np.int64)
+    if np.array_equal(targets, tokens):
         return None, None  # transformers is given the tokens themselves, and shifts them
-    targets = np.reshape(found, tokens.shape).astype(np.int64)
     mask = next((theirs[n] for n in theirs if plain(n) == "loss_mask"), targets >= 0)
-    return np.where(targets >= 0, targets, 0), np.reshape(mask, tokens.shape)
+    return np.where(targets >= 0, targets, 0), _as_rows(mask, tokens)
+
+
+def _as_rows(array, tokens):
+    """(B, T) of what is (B, T), (T, B) or flat."""
+    if array.shape == tokens.shape[::-1] != tokens.shape:
+        return array.T
+    return np.reshape(array, tokens.shape)
 
 
 def _wrong_loss(theirs, model, tokens, pads, ours):
@@ -223,6 +290,10 @@ def _wrong_loss(theirs, model, tokens, pads, ours):
 def _relation(name, theirs, ours, model, tokens, pads):
     right = np.asarray(ours[f"grad.{name}"], np.float64)
     theirs = np.asarray(theirs, np.float64)
+    lost = int((~np.isfinite(theirs)).sum())
+    if lost:
+        text = f"their grad.{name} are NaN or infinite at {lost} of {theirs.size} numbers"
+        return Relation(f"grad.{name}", "nan", text, 0.0)
     trials = [("zero", "are all 0: nothing comes here", np.zeros_like(right))]
     s = float((theirs * right).sum() / np.square(right).sum())
     count = ours["loss_mask"].sum()
@@ -252,13 +323,15 @@ def _sentence(name, rows):
     """Which backward it is, from what is right: the bias shows what arrives at a layer."""
     module, part = name.rsplit(".", 1)
     statuses = {row.name: row.right for row in rows}
-    others = statuses.get(f"grad.{module}.bias")
-    if part == "weight" and others:
+    other = {"weight": "bias", "bias": "weight"}[part]
+    if statuses.get(f"grad.{module}.{other}"):
         return (
-            f"the first wrong backward is that of {module}.weight itself: the gradient of its bias "
-            "is right, so what arrives there is"
+            f"the first wrong backward is that of {name} itself: the gradient of its {other} is "
+            "right, so what arrives there is"
         )
-    behind = [row.name for row in rows if row.right and row.name.startswith("grad.")]
+    names = [row.name for row in rows]
+    before = rows[: names.index(f"grad.{name}")]
+    behind = [row.name for row in before if row.right and row.name.startswith("grad.")]
     right = f", after {behind[-1]}, which is right" if behind else ""
     through = THROUGH.get(kind(module), THROUGH.get(module, "unembed_backward"))
     return f"the first wrong backward is on the way to {module}{right}: {through}"

@@ -257,7 +257,8 @@ def _steps_joined(theirs, ids, n_vocab, names):
         *_, number = [None, *re.finditer(r"\d+", name)]
         if number and name not in names and array.dtype.kind == "f" and array.ndim:
             width = array.shape[-1]
-            if array.size == rows * width and n_vocab <= width <= 2 * n_vocab + 256:
+            padded = "logit" in name.lower() and n_vocab < width <= 2 * n_vocab + 256
+            if array.size == rows * width and (width == n_vocab or padded):
                 key = f"{name[: number.start()]}#{name[number.end() :]}", width
                 series.setdefault(key, {})[int(number[0])] = name
     for (stem, width), steps in series.items():

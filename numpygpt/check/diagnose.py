@@ -768,7 +768,8 @@ def summary(found: Diagnosis) -> list[str]:
     """The verdict, where the two part, the relations, the causes, and how theirs were read."""
     count = len(found.rows)
     if found.first is None:
-        lines = [f"verdict           {found.verdict}: all {count} tensors agree"]
+        tensors = f"all {count} tensors agree" if count > 1 else "the one tensor compared agrees"
+        lines = [f"verdict           {found.verdict}: {tensors}"]
     else:
         lines = [f"verdict           {found.verdict}", *_where(found)]
     for relation in found.relations:
