@@ -6,7 +6,17 @@ from collections.abc import Callable, Collection
 import numpy as np
 
 from . import ops
-from .sample import check_count, check_logits, check_memory, check_prompts, prefill, read, select
+from .sample import (
+    check_count,
+    check_logits,
+    check_memory,
+    check_number,
+    check_prompts,
+    check_stop,
+    prefill,
+    read,
+    select,
+)
 
 
 def beam_search(
@@ -32,8 +42,11 @@ def beam_search(
         forbid or favour ids; log softmax if None.
     Raises as `generate` does.
     """
-    for name, value in (("max_new_tokens", max_new_tokens), ("num_beams", num_beams)):
-        check_count(name, value, 1)
+    max_new_tokens = check_count("max_new_tokens", max_new_tokens, 1)
+    num_beams = check_count("num_beams", num_beams, 1)
+    length_penalty = check_number("length_penalty", length_penalty)
+    if not abs(length_penalty) <= 10:
+        raise ValueError(f"length_penalty must lie between -10 and 10, not {length_penalty}")
     (prompt,) = check_prompts(model.config, [prompt], "stop")
     check_memory(model.config, num_beams, len(prompt) + max_new_tokens)
     if len(prompt) + max_new_tokens - 1 > model.config.n_ctx:
@@ -41,7 +54,9 @@ def beam_search(
             f"{len(prompt)} ids and {max_new_tokens} new ones do not fit n_ctx = "
             f"{model.config.n_ctx}: ask for at most {model.config.n_ctx - len(prompt) + 1}"
         )
-    eos = set(eos) if isinstance(eos, Collection) else {eos} - {None}
+    eos = set(check_stop([] if eos is None else eos, model.config.n_vocab))
+    if texts := [s for s in eos if isinstance(s, str)]:
+        raise TypeError(f"eos must be ids, not {texts[0]!r}")
     cache, logits = prefill(model, [prompt])
     beams, scores, ended = [[]], [0.0], []
     for length in itertools.count(1):

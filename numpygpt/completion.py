@@ -113,9 +113,9 @@ def stream(
     if seed is not None:
         if rng is not None:
             raise ValueError("seed and rng are two ways to say the same: give one")
-        sample.check_count("seed", seed, 0)
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(sample.check_count("seed", seed, 0))
     ids = prompt_ids(model, tokenizer, prompts, max_new_tokens, long_prompts)
+    count = sample.check_count("num_return_sequences", num_return_sequences, 1)
     stops = [*tokenizer.ends, *sample.check_stop(stop)]
     steps = sample.generate(
         model,
@@ -124,14 +124,14 @@ def stream(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
-        num_return_sequences=num_return_sequences,
+        num_return_sequences=count,
         stop=stops,
         rng=rng,
         tokenizer=tokenizer,
         at_end="slide" if long_prompts == "slide" else "stop",
         repetition_penalty=repetition_penalty,
     )
-    return _stream(steps, tokenizer, stops, len(ids) * num_return_sequences)
+    return _stream(steps, tokenizer, stops, len(ids) * count)
 
 
 def _stream(steps, tokenizer, stops, count):
@@ -194,17 +194,24 @@ def prompt_ids(model, tokenizer, prompts, max_new_tokens, long_prompts="error"):
     An empty prompt is the token that begins a text. Raises TypeError for anything but text,
     ValueError for a prompt that does not fit and may not be cut.
     """
+    if not hasattr(tokenizer, "decode_stream"):
+        raise TypeError(
+            f"a {type(tokenizer).__name__} is not the tokenizer of a model that writes: give a GPT "
+            "and its tokenizer, in this order"
+        )
     if long_prompts not in LONG_PROMPTS:
         known = ", ".join(f'"{name}"' for name in LONG_PROMPTS)
         raise ValueError(f"long_prompts must be one of {known}, not {long_prompts!r}")
     is_dict = isinstance(prompts, dict)  # whose keys would be taken for prompts
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    prompts = list(prompts) if isinstance(prompts, Iterable) else []
     if not prompts or is_dict or not all(isinstance(prompt, str) for prompt in prompts):
         raise TypeError(
             "prompts must be a text or a list of texts; generate is the one that takes ids"
         )
     n_ctx = model.config.n_ctx
-    sample.check_count("max_new_tokens", max_new_tokens, 0)
+    max_new_tokens = sample.check_count("max_new_tokens", max_new_tokens, 0)
     rows = []
     for number, prompt in enumerate(prompts):
         ids = tokenizer.encode(prompt, tokenizer.special)
@@ -217,8 +224,8 @@ def prompt_ids(model, tokenizer, prompts, max_new_tokens, long_prompts="error"):
                 f"prompt {number} has {len(ids):,} tokens, but the model has n_ctx = {n_ctx}: "
                 'shorten it, or choose long_prompts="keep_end" or "slide"'
             )
-        if long_prompts == "keep_end" and len(ids) + max_new_tokens - 1 > n_ctx:
-            room = n_ctx + 1 - max_new_tokens
+        room = min(n_ctx, n_ctx + 1 - max_new_tokens)  # the last new id is not read
+        if long_prompts == "keep_end" and len(ids) > room:
             if room < 1:
                 raise ValueError(
                     f"{max_new_tokens} new tokens do not fit n_ctx = {n_ctx}: ask for at most "
@@ -233,9 +240,9 @@ def _beams(
     model, tokenizer, prompts, max_new_tokens, count, stop, penalty, num_beams, long_prompts
 ):
     """The `count` best texts of each prompt."""
-    sample.check_count("num_beams", num_beams, 1)
-    sample.check_count("num_return_sequences", count, 1)
-    sample.check_penalty(penalty)
+    num_beams = sample.check_count("num_beams", num_beams, 1)
+    count = sample.check_count("num_return_sequences", count, 1)
+    penalty = sample.check_penalty(penalty)
     if count > num_beams:
         raise ValueError(f"{num_beams} beams find {num_beams} texts, not {count}")
     if long_prompts == "slide":
@@ -279,16 +286,16 @@ def logprobs(model, prompt: list[int], ids: list[int], top: int = 5) -> list[Tok
     They are the model's own, softmax of the logits, whatever temperature and filters drew the ids.
     Raises ValueError for what does not fit n_ctx, and for ids outside the vocabulary.
     """
-    sample.check_count("top", top, 0)
-    if not ids:
+    top = sample.check_count("top", top, 0)
+    if len(ids) == 0:
         return []
-    if not prompt:
+    if len(prompt) == 0:
         raise ValueError("the first id needs something to be predicted from: an empty prompt")
     (everything,) = sample.check_prompts(model.config, [[*prompt, *ids]], "slide")
     logits, _ = model.forward(np.array([everything[:-1]]))
     rows = ops.log_softmax(logits[0, len(prompt) - 1 :].astype(np.float64))
     found = []
-    for i, row in zip(ids, rows, strict=True):
+    for i, row in zip(everything[len(prompt) :], rows, strict=True):
         likeliest = np.argsort(-row, kind="stable")[:top]
         found.append(TokenLogprob(i, float(row[i]), [(int(j), float(row[j])) for j in likeliest]))
     return found

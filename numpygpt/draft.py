@@ -104,8 +104,8 @@ def prompt_lookup(n: int = 3, length: int = 8, reach: int = 1024) -> Draft:
     It takes the latest such place among the last `reach` ids, so that a step's cost does not grow
     (Saxena 2023).
     """
-    for name, value in (("n", n), ("length", length), ("reach", reach)):
-        check_count(name, value, 1)
+    n, length = check_count("n", n, 1), check_count("length", length, 1)
+    reach = check_count("reach", reach, 1)
 
     def propose(ids, room, distribution, rng):
         text = ids[-reach:]
@@ -128,7 +128,7 @@ def draft_model(model, length: int = 4) -> Draft:
 
     It keeps the smaller model's cache from step to step: make one for each `generate`.
     """
-    check_count("length", length, 1)
+    length = check_count("length", length, 1)
     n_ctx = model.config.n_ctx
     cache, seen, start = model.cache(1), [], 0
 

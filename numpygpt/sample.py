@@ -6,6 +6,7 @@ and the lists `k` and `v` of one array (B, H, n_ctx, D) per layer.
 """
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -32,7 +33,7 @@ def apply_temperature(logits, temperature: float):
 
 def keep_top_k(logits, k: int):
     """Forbid all logits below the k-th largest; those equal to it stay, as in transformers."""
-    k = min(k, logits.shape[-1])
+    k = min(int(k), logits.shape[-1])  # -k of an unsigned one of NumPy's is positive
     kth = np.partition(logits, -k, axis=-1)[..., -k, None]
     out = logits.copy()
     out[logits < kth] = -np.inf
@@ -44,6 +45,7 @@ def keep_top_p(logits, p: float):
 
     The token with which the sum crosses p stays. Among equals the lower id comes first.
     """
+    p = float(p)  # one of NumPy's may be too coarse for a sum
     if p == 1:  # a sum that rounds up to 1 early must not cut the tail off
         return logits.copy()
     out = np.full_like(logits, -np.inf)
@@ -80,14 +82,14 @@ def probabilities(logits, temperature: float = 1.0, top_k: int | None = None, to
     on the largest logit, the lowest id among equals. Raises ValueError for settings out of range,
     FloatingPointError if a logit is NaN or infinite.
     """
-    _check_filters(temperature, top_k, top_p)
+    temperature, top_k, top_p = _check_filters(temperature, top_k, top_p)
     check_logits(logits)
     if temperature == 0:
         p = np.zeros_like(logits)
         np.put_along_axis(p, logits.argmax(-1)[..., None], 1, -1)
         return p
     if temperature != 1:
-        logits = apply_temperature(logits, float(temperature))  # a NumPy scalar would change dtype
+        logits = apply_temperature(logits, temperature)
     if top_k is not None:
         logits = keep_top_k(logits, top_k)
     if top_p is not None:
@@ -166,10 +168,10 @@ def generate(
     "length", "stop" or "context". Raises, at the call, ValueError or TypeError for what does not
     fit, such as prompts longer than n_ctx, of which "slide" reads the last n_ctx ids.
     """
-    _check_filters(temperature, top_k, top_p)
-    check_penalty(repetition_penalty)
-    check_count("max_new_tokens", max_new_tokens, 0)
-    check_count("num_return_sequences", num_return_sequences, 1)
+    temperature, top_k, top_p = _check_filters(temperature, top_k, top_p)
+    repetition_penalty = check_penalty(repetition_penalty)
+    max_new_tokens = check_count("max_new_tokens", max_new_tokens, 0)
+    num_return_sequences = check_count("num_return_sequences", num_return_sequences, 1)
     prompts = check_prompts(model.config, prompts, at_end)
     count = len(prompts) * num_return_sequences
     check_memory(model.config, count, max(map(len, prompts)) + max_new_tokens)
@@ -182,7 +184,7 @@ def generate(
         ids = prompts[i // num_return_sequences]
         start = max(0, len(ids) - model.config.n_ctx)
         rows.append(Row(list(ids), child, max_new_tokens, start))
-    ends = _stop_test(stop, tokenizer)
+    ends = _stop_test(check_stop(stop, model.config.n_vocab), tokenizer)
 
     def distribution(logits):
         return probabilities(logits, temperature, top_k, top_p)
@@ -200,10 +202,8 @@ def generate(
 
 def _children(rng, count):
     """A generator of random numbers for each row."""
-    if rng is not None and not (hasattr(rng, "spawn") and hasattr(rng, "random")):
-        raise TypeError(
-            f"rng must be a NumPy Generator such as np.random.default_rng(7), not {rng!r}"
-        )
+    if rng is not None:
+        check_rng(rng)
     return (np.random.default_rng() if rng is None else rng).spawn(count)
 
 
@@ -293,7 +293,6 @@ def select(model, cache, rows):
 
 def _stop_test(stop, tokenizer):
     """A function (row, new id) -> whether the row ends with it."""
-    stop = check_stop(stop)
     ids = {s for s in stop if _is_int(s)}
     # As bytes: a character may be spread over tokens, and UTF-8 cannot match across a boundary.
     texts = [s.encode() for s in stop if isinstance(s, str)]
@@ -318,29 +317,58 @@ def _is_int(value):
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def check_penalty(penalty):
-    """Raises TypeError or ValueError for what is not a positive number."""
-    _check_number("repetition_penalty", penalty)
-    if not 0 < penalty < math.inf:
+def check_penalty(penalty) -> float:
+    """The penalty. Raises TypeError or ValueError for what is not a positive number."""
+    number = check_number("repetition_penalty", penalty)
+    if not 0 < number < math.inf:
         raise ValueError(f"repetition_penalty must be a positive number, not {penalty!r}")
+    return number
 
 
-def check_stop(stop) -> list:
-    """The ids and strings that end a text. Raises TypeError for anything else."""
+def check_stop(stop, n_vocab: int | None = None) -> list:
+    """The ids and strings that end a text.
+
+    Raises TypeError for anything else, and ValueError for an id that the vocabulary does not have
+    and for a string that no text can hold.
+    """
     one = isinstance(stop, str | bytes) or not isinstance(stop, Iterable)
     stop = [stop] if one else list(stop)
     for s in stop:
         if not _is_int(s) and not (isinstance(s, str) and s):
             raise TypeError(f"stop must hold ids and strings that are not empty, not {s!r}")
+        if isinstance(s, str):
+            if any("\ud800" <= c <= "\udfff" for c in s):
+                raise ValueError(f"stop holds {s!r}, half a character, which no text holds")
+        elif n_vocab is not None and not 0 <= s < n_vocab:
+            raise ValueError(
+                f"stop holds the id {s}, which never comes: the vocabulary has ids 0 to "
+                f"{n_vocab - 1}"
+            )
     return stop
 
 
-def check_count(name, value, least):
-    """Raises TypeError for what is not an integer, ValueError where it is below `least`."""
-    if not _is_int(value):
+def check_count(name, value, least=None) -> int:
+    """The integer as Python's own: NumPy's small ones overflow as soon as they are added to.
+
+    Raises TypeError for what is not an integer, ValueError where it is below `least`.
+    """
+    try:
+        count = None if isinstance(value, bool | np.bool_) else operator.index(value)
+    except TypeError:
+        count = None
+    if count is None:
         raise TypeError(f"{name} must be an integer, not {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, not {value}")
+    if least is not None and count < least:
+        raise ValueError(f"{name} must be at least {least}, not {count}")
+    return count
+
+
+def check_rng(rng):
+    """Raises TypeError for what is not a NumPy Generator, as a seed is not."""
+    if not (hasattr(rng, "spawn") and hasattr(rng, "random")):
+        raise TypeError(
+            f"rng must be a NumPy Generator such as np.random.default_rng(7), not {rng!r}"
+        )
 
 
 def check_logits(logits):
@@ -363,22 +391,33 @@ def check_memory(config, rows, length):
 
 
 def _check_filters(temperature, top_k, top_p):
-    _check_number("temperature", temperature)
-    if not 0 <= temperature < math.inf:  # NaN fails as well
+    """The three as Python's numbers."""
+    number = check_number("temperature", temperature)
+    if not 0 <= number < math.inf:  # NaN fails as well
         raise ValueError(
             f"temperature must be 0 (greedy) or a positive number, not {temperature!r}"
         )
     if top_k is not None:
-        check_count("top_k", top_k, 1)
+        top_k = check_count("top_k", top_k, 1)
     if top_p is not None:
-        _check_number("top_p", top_p)
-        if not 0 < top_p <= 1:
+        share = check_number("top_p", top_p)
+        if not 0 < share <= 1:
             raise ValueError(f"top_p must be greater than 0 and at most 1, not {top_p!r}")
+        top_p = share
+    return number, top_k, top_p
 
 
-def _check_number(name, value):
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+def check_number(name, value) -> float:
+    """The number as Python's own: one of NumPy's would change the dtype of what it is used on.
+
+    Raises TypeError for what is not a real number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} must be a number, not {value!r}")
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return math.copysign(math.inf, value)
 
 
 def check_prompts(config, prompts, at_end):
@@ -387,12 +426,18 @@ def check_prompts(config, prompts, at_end):
         raise ValueError(f'at_end must be "stop" or "slide", not {at_end!r}')
     if isinstance(prompts, str):
         raise TypeError("prompts are ids, not text: encode it with the tokenizer first")
-    if not hasattr(prompts, "__len__"):
-        raise TypeError(f"prompts must be a list of ids, or a list of such lists, not {prompts!r}")
-    if len(prompts) == 0 or np.ndim(prompts[0]) == 0:
-        prompts = [prompts]
-    prompts = [np.asarray(ids) for ids in prompts]
+    try:
+        nested = len(prompts) > 0 and np.ndim(prompts[0]) > 0
+    except (TypeError, KeyError, ValueError):  # of a number or a set, a dict, lists in lists
+        raise TypeError(
+            f"prompts must be a list of ids, or a list of such lists, not {prompts!r:.200}"
+        ) from None
+    prompts = list(prompts) if nested else [prompts]
     for number, ids in enumerate(prompts):
+        try:
+            ids = prompts[number] = np.asarray(ids)
+        except ValueError:
+            raise TypeError(f"prompt {number} must be a list of ids, not {ids!r:.200}") from None
         if ids.size == 0:
             raise ValueError(
                 f"prompt {number} is empty: begin with the id of <|endoftext|>, if any"

@@ -145,3 +145,28 @@ def test_beams_that_do_not_fit_the_machine_are_refused(model, monkeypatch):
         beam_search(model, PROMPTS[0], 4, 4)
     with pytest.raises(ValueError, match="3 texts at once take"):
         beam_search(model, PROMPTS[0], 5, 3)
+
+
+def test_integers_of_every_kind_are_integers(model):
+    for kind in (np.int8, np.uint8):
+        assert beam_search(model, PROMPTS[0], kind(3), kind(100), eos=kind(7)) == beam_search(
+            model, PROMPTS[0], 3, 100, eos=7
+        )
+
+
+@pytest.mark.parametrize(
+    "error, words, changed",
+    [
+        (ValueError, "stop holds the id 31, which never comes", {"eos": 31}),
+        (TypeError, "stop must hold ids", {"eos": 5.0}),
+        (TypeError, "eos must be ids, not 'a'", {"eos": "a"}),
+        (ValueError, "length_penalty must lie between", {"length_penalty": math.nan}),
+        (ValueError, "length_penalty must lie between", {"length_penalty": math.inf}),
+        (TypeError, "length_penalty must be a number", {"length_penalty": "1"}),
+        (TypeError, "prompts must be a list of ids", {"prompt": [[1, 2], [3]]}),
+    ],
+)
+def test_what_makes_no_sense_is_refused(model, error, words, changed):
+    settings = {"prompt": [5, 17], "max_new_tokens": 3, "num_beams": 2} | changed
+    with pytest.raises(error, match=words):
+        beam_search(model, **settings)

@@ -396,3 +396,38 @@ def test_an_answer_ends_where_it_ends(tokenizer, task, said, answer):
         completion.ask(None, tokenizer, task, " ")
     with pytest.raises(ValueError, match="task must be one of"):
         completion.ask(None, tokenizer, "chat", "Hello")
+
+
+def test_the_end_of_a_long_prompt_is_kept_even_if_nothing_follows(model, tokenizer):
+    for length in (40, 41, 42, 90):
+        prompt = tokenizer.decode(np.arange(length) % 50 + 60)
+        for count in (0, 1, 2, 40):
+            (ids,) = completion.prompt_ids(model, tokenizer, prompt, count, "keep_end")
+            assert ids == tokenizer.encode(prompt)[-min(40, 41 - count, length) :]
+            texts = numpygpt.complete(
+                model, tokenizer, prompt, count, long_prompts="keep_end", seed=0
+            )
+            assert len(texts) == 1
+
+
+def test_integers_of_every_kind_and_arrays_of_ids_are_understood(model, tokenizer):
+    for kind in (np.int8, np.uint8):
+        texts = numpygpt.complete(
+            model, tokenizer, ["The", "A"], kind(3), seed=kind(7), num_return_sequences=kind(70)
+        )
+        assert texts == numpygpt.complete(
+            model, tokenizer, ["The", "A"], 3, seed=7, num_return_sequences=70
+        )
+    ours = completion.logprobs(model, np.array([1, 2], np.uint8), np.array([3, 4]), np.uint8(2))
+    assert ours == completion.logprobs(model, [1, 2], [3, 4], 2)
+    assert completion.logprobs(model, [1], np.array([], int)) == []
+
+
+def test_what_is_not_a_text_is_refused(model, tokenizer):
+    for prompts in (None, 5, b"The", [5], [], {"The": 1}):
+        with pytest.raises(TypeError, match="prompts must be a text or a list of texts"):
+            numpygpt.complete(model, tokenizer, prompts)
+    with pytest.raises(TypeError, match="a GPT2 is not the tokenizer .* in this order"):
+        numpygpt.complete(tokenizer, model, "The")
+    with pytest.raises(ValueError, match="stop holds the id 50256, which never comes"):
+        numpygpt.complete(model, tokenizer, "The", stop=50256)

@@ -233,3 +233,11 @@ def test_a_draft_does_not_change():
 
 def test_nothing_is_asked_for(model):
     assert run(model, PROMPTS[0], 0, draft=prompt_lookup()) == (None, ["length"], [])
+
+
+def test_integers_of_every_kind_are_integers(model):
+    ids = PROMPTS[0] * 2
+    plain, _, _ = run(model, ids, 8, temperature=0, at_end="slide")
+    for kind in (np.int8, np.uint8):
+        for draft in (prompt_lookup(kind(2), kind(4), kind(100)), draft_model(model, kind(3))):
+            assert run(model, ids, 8, temperature=0, at_end="slide", draft=draft)[0] == plain

@@ -418,6 +418,21 @@ def test_rows_stop_one_by_one():
         (ValueError, "repetition_penalty must be a", {"repetition_penalty": math.inf}),
         (ValueError, "serve one row, not 2", {"draft": prompt_lookup(), "num_return_sequences": 2}),
         (TypeError, "draft must be one of numpygpt.draft", {"draft": prompt_lookup}),
+        (ValueError, "stop holds the id 31, which never comes: .* 0 to 30", {"stop": [3, 31]}),
+        (ValueError, "stop holds the id -1, which never comes", {"stop": np.int8(-1)}),
+        (ValueError, "half a character", {"stop": "a\ud800"}),
+        (TypeError, "max_new_tokens must be an integer", {"max_new_tokens": np.True_}),
+        (TypeError, "max_new_tokens must be an integer", {"max_new_tokens": np.float64(3)}),
+        (TypeError, "temperature must be a number", {"temperature": 1j}),
+        (
+            TypeError,
+            "a list of ids, or a list of such lists, not array.5",
+            {"prompts": np.array(5)},
+        ),
+        (TypeError, "a list of ids, or a list of such lists, not .5}", {"prompts": {5}}),
+        (TypeError, "a list of ids, or a list of such lists, not {5: 1}", {"prompts": {5: 1}}),
+        (TypeError, r"prompt 0 must be a list of ids, not \[1, \[2\]\]", {"prompts": [1, [2]]}),
+        (TypeError, "prompt 1 must be a list of ids", {"prompts": [[1], 2]}),
     ],
 )
 def test_misuse_is_refused_at_the_call(model, error, words, changed):
@@ -464,3 +479,32 @@ def test_what_is_drawn_unless_said_otherwise():
         "rng": None, "tokenizer": None, "at_end": "stop", "repetition_penalty": 1.0, "draft": None,
     }  # fmt: skip
     assert defaults(probabilities) == {"temperature": 1.0, "top_k": None, "top_p": None}
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16, np.uint64, np.array])
+def test_integers_of_every_kind_are_integers(model, kind):
+    """NumPy's small ones overflow where they are added to: 2 * int8(70) is -116."""
+
+    def drawn(number):
+        return run(
+            model, PROMPTS[:2], number(40), top_k=number(9), num_return_sequences=number(70),
+            at_end="slide", rng=np.random.default_rng(1),
+        )  # fmt: skip
+
+    assert drawn(kind) == drawn(int)
+    for name, value in (("an id", kind(120)), ("a count", np.int64(120))):
+        assert type(sample.check_count(name, value, 0)) is int
+
+
+def test_numbers_of_every_kind_draw_alike(model):
+    for name, value in (("temperature", 0.5), ("top_p", 0.5), ("repetition_penalty", 1.5)):
+        drawn = [
+            run(model, PROMPTS[0], 6, rng=np.random.default_rng(3), **{name: kind(value)})
+            for kind in (float, np.float16, np.float32, np.float64)
+        ]
+        assert drawn[1:] == drawn[:1] * 3
+    logits = np.zeros((1, 60000), np.float32)  # a sum that float16 rounds to a multiple of 32
+    for kind in (float, np.float16):
+        assert np.isfinite(keep_top_p(logits, kind(0.5))).sum() in (30000, 30001)
+        assert (probabilities(logits, top_p=kind(0.5)) > 0).sum() in (30000, 30001)
+        assert np.isfinite(keep_top_k(np.arange(300.0), np.uint8(200))).sum() == 200
