@@ -18,6 +18,8 @@ import copy
 
 import numpy as np
 
+from .sample import check_count, check_number, check_rng
+
 MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 
@@ -33,36 +35,43 @@ class LoRA:
     """
 
     def __init__(self, model, rank: int, alpha: float = 16.0, matrices=("attn.c_attn",), rng=None):
-        if type(rank) is not int or isinstance(alpha, str):
-            raise TypeError(f"rank must be an int and alpha a number, not {rank!r} and {alpha!r}")
-        if rank < 1 or not 0 < alpha < np.inf:
+        self.rank, self.alpha = check_count("rank", rank), check_number("alpha", alpha)
+        if self.rank < 1 or not 0 < self.alpha < np.inf:
             raise ValueError(f"rank and alpha must be positive, not {rank} and {alpha}")
+        matrices = [matrices] if isinstance(matrices, str) else matrices
         if not matrices or set(matrices) - set(MATRICES):
             raise ValueError(f"matrices must be among {', '.join(MATRICES)}, not {matrices}")
-        rng = np.random.default_rng() if rng is None else rng
-        self.config, self.rank, self.matrices = model.config, rank, matrices
-        self.alpha = float(alpha)  # a NumPy scalar would change the dtype
+        if rng is None:
+            rng = np.random.default_rng()
+        check_rng(rng)
+        if not hasattr(model, "loss_and_grads") or "h.0.attn.c_attn.weight" not in model.params:
+            raise TypeError(f"a LoRA is of a GPT-2, not of a {type(model).__name__}")
+        self.config, self.matrices = model.config, matrices
         self.base, self.params = {}, {}
         for i in range(model.config.n_layer):
             for matrix in matrices:
                 name = f"h.{i}.{matrix}"
                 w = self.base[name] = model.params[f"{name}.weight"]
-                a = rng.standard_normal((len(w), rank), w.dtype) / w.dtype.type(len(w) ** 0.5)
+                a = rng.standard_normal((len(w), self.rank), w.dtype) / w.dtype.type(len(w) ** 0.5)
                 self.params[f"{name}.lora_A"] = a
-                self.params[f"{name}.lora_B"] = np.zeros((rank, w.shape[1]), w.dtype)
-        self._model = copy.copy(model)
-        self._model.params = dict(model.params)
+                self.params[f"{name}.lora_B"] = np.zeros((self.rank, w.shape[1]), w.dtype)
+        self._model = model
 
     def __repr__(self):
         count = sum(p.size for p in self.params.values())
         return f"LoRA(rank={self.rank}, alpha={self.alpha}, {count:,} parameters that learn)"
 
     def merged(self):
-        """The model with W' in place of W; the other parameters are the same arrays."""
+        """A model with W' in place of W; the other parameters are the same arrays.
+
+        It stays what it is when the LoRA learns on.
+        """
+        model = copy.copy(self._model)
+        model.params = dict(model.params)
         for name, w in self.base.items():
             a, b = self.params[f"{name}.lora_A"], self.params[f"{name}.lora_B"]
-            self._model.params[f"{name}.weight"] = w + (self.alpha / self.rank) * (a @ b)
-        return self._model
+            model.params[f"{name}.weight"] = w + (self.alpha / self.rank) * (a @ b)
+        return model
 
     def loss_and_grads(self, tokens, targets, mask=None):
         """The loss of the merged model, and its gradients with respect to A and B."""

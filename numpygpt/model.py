@@ -88,8 +88,10 @@ def init(config: Config, rng: np.random.Generator, dtype=np.float32) -> dict[str
     Weights are normal with standard deviation 0.02 (positions 0.01); that of the 2 n_layer
     projections that write into the residual stream is divided by sqrt(2 n_layer) (Radford et al.
     2019, 2.3). Biases are 0 and layer-norm gains 1. So the first loss is close to ln V: the model
-    knows nothing.
+    knows nothing. Raises TypeError for an rng that is not a NumPy Generator, and for another dtype
+    than float32 and float64.
     """
+    check_init(rng, dtype)
     params = {}
     for name, shape in parameter_shapes(config).items():
         if name.endswith(".bias"):
@@ -150,7 +152,8 @@ class GPT2:
         only_last: compute the logits of the last position alone, as sampling needs.
         given: entries of the record, name -> array, that take the place of what was computed (which
             is recorded first): somebody else's, another run's ("patched") or zeros ("ablated").
-            Only its `get(name, computed)` is called, so it may use what was computed.
+            Only its `get(name, computed)` is called, so it may use what was computed. A dict must
+            have no other names.
 
         Returns logits (B, T, V), or (B, 1, V) with only_last, and the dict acts.
         Raises TypeError for tokens that are not integers, and ValueError for ids outside the
@@ -163,11 +166,13 @@ class GPT2:
         acts = Record()
         whole = keep == "everything" or given is not None  # all scores of a block in one array
         given = given or {}
+        unused = set(given) if isinstance(given, dict) else set()
 
         def save(name, array, prefix=""):
             """Record the array if asked to; return it, or what `given` has in its place."""
             if keep == "everything" or (keep == "backward" and name in READ_BACKWARD):
                 acts[prefix + name] = array
+            unused.discard(prefix + name)
             return given.get(prefix + name, array)
 
         save("tokens", tokens)
@@ -184,6 +189,8 @@ class GPT2:
             x = x[:, -1:]
         x = save("ln_f", ops.layer_norm(x, p["ln_f.weight"], p["ln_f.bias"], eps))
         logits = save("logits", ops.unembed(x, self._unembedding()))
+        if unused:
+            raise ValueError(f"there is no {', '.join(sorted(unused))} to be given")
         if cache:
             cache.length, cache.pads = past + tokens.shape[1], pads
         return logits, acts
@@ -328,7 +335,7 @@ class GPT2:
         or None for all. only: as in `backward`. Raises what `forward` raises, and ValueError for
         targets that do not fit.
         """
-        tokens, targets, mask = _check_targets(self.config, tokens, targets, mask)
+        tokens, targets, mask = check_targets(self.config, tokens, targets, mask)
         logits, acts = self.forward(tokens, keep="backward")
         loss = self.ops.cross_entropy(logits, targets, mask)
         dloss = self.dtype.type(1)  # where backward starts: the loss grows with itself one to one
@@ -422,17 +429,27 @@ def as_dtype(model: GPT2, dtype) -> GPT2:
 # ---- what is refused, and in which words --------------------------------------------------------
 
 
+def check_init(rng, dtype):
+    """Raises TypeError for what random parameters cannot be drawn with."""
+    if not isinstance(rng, np.random.Generator):
+        raise TypeError(
+            f"rng must be a NumPy Generator such as np.random.default_rng(7), not {rng!r}"
+        )
+    if np.dtype(dtype) not in (np.float32, np.float64):
+        raise TypeError(f"parameters must be float32 or float64, not {np.dtype(dtype)}")
+
+
 def check_config(config) -> dict:
     """What a configuration says as Python numbers, or an error with what is wrong."""
     values = dict(vars(config))
-    if config.n_inner is None and isinstance(config.n_embd, int | np.integer):
-        values["n_inner"] = 4 * config.n_embd
     for name in ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer", "n_inner"):
+        if name == "n_inner" and values[name] is None:
+            values[name] = 4 * values["n_embd"]
         size = values[name]
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
             raise ValueError(f"{name} must be a positive integer, not {size!r}")
         values[name] = int(size)
-    if config.n_embd % config.n_head:
+    if values["n_embd"] % values["n_head"]:
         raise ValueError(
             f"n_embd = {config.n_embd} cannot be divided among n_head = {config.n_head} heads"
         )
@@ -454,6 +471,10 @@ def check_params(params, shapes):
     ]
     if faults:
         raise ValueError("parameters do not fit the configuration: " + "; ".join(faults))
+    others = [name for name, value in params.items() if not isinstance(value, np.ndarray)]
+    if others:
+        kind = type(params[others[0]]).__name__
+        raise TypeError(f"parameters must be NumPy arrays, but {others[0]} is a {kind}")
     dtypes = sorted(map(str, {np.asarray(value).dtype for value in params.values()}))
     if dtypes not in (["float32"], ["float64"]):
         raise TypeError(f"parameters must be all float32 or all float64, not {', '.join(dtypes)}")
@@ -526,7 +547,8 @@ def _check_pads(config, pads, cache, past, rows):
     return pads.astype(np.int64)  # a copy, as the cache remembers it
 
 
-def _check_targets(config, tokens, targets, mask):
+def check_targets(config, tokens, targets, mask):
+    """All three as (B, T), or an error with what `loss_and_grads` refuses."""
     tokens = np.atleast_2d(tokens)
     targets = np.atleast_2d(targets)
     mask = None if mask is None else np.atleast_2d(mask)

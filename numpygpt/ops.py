@@ -297,7 +297,8 @@ def cross_entropy(logits, targets, mask=None):
     logits (B, T, V), targets (B, T) ids. The targets are the *next* tokens: shifting is done where
     the batch is made (`data.py`). mask (B, T), 1 where a target counts; None counts all. Where it
     is 0 the target may be anything, -100 for instance. Nats: log is the natural logarithm. Raises
-    ValueError if the mask is 0 everywhere, or a target that counts is not an id.
+    ValueError if the mask is 0 everywhere or holds a negative number, if a target that counts is
+    not an id, and for shapes that do not fit.
     """
     weight, rows, targets = _weighted(logits, targets, mask)
     return (weight * _nll(rows, targets)).sum()
@@ -314,12 +315,19 @@ def _nll(x, target):
 def _weighted(logits, targets, mask):
     """Weights that sum to 1 (R, 1), logits (R, V), targets (R, 1), with 0 for those masked out."""
     rows = _rows(logits)
+    for name, array in (("targets", targets), ("mask", mask)):
+        if array is not None and np.shape(array) != logits.shape[:-1]:
+            raise ValueError(f"logits {logits.shape} do not fit {name} {np.shape(array)}")
     targets = np.asarray(targets).reshape(-1, 1)
     counts = np.ones(len(rows)) if mask is None else np.asarray(mask, np.float64).reshape(-1)
+    if not (counts >= 0).all():  # NaN fails as well
+        raise ValueError("the loss mask holds negative numbers or NaN: 1 counts a target, 0 not")
     if not counts.any():
         raise ValueError("the loss mask is 0 everywhere: no token is left to take the mean over")
     weight = (counts / counts.sum()).astype(logits.dtype)[:, None]
     targets = np.where(counts[:, None] != 0, targets, 0)
+    if not np.issubdtype(targets.dtype, np.integer):
+        raise TypeError(f"targets must be integers, not {targets.dtype}")
     if targets.min() < 0 or targets.max() >= rows.shape[1]:
         raise ValueError(
             f"targets lie between {targets.min()} and {targets.max()}, but the logits are for ids "

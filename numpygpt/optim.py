@@ -105,9 +105,15 @@ def adamw(params, grads, state, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_dec
 
     with m^ = m / (1 - beta1^t) and v^ = v / (1 - beta2^t): without that correction the first steps
     would be too small, as m and v start at 0. The decay does not pass through m and v; that is the
-    W of AdamW. Raises ValueError for a parameter that is a view with gaps or turned axes.
+    W of AdamW. Raises ValueError for a parameter without a gradient, one that may not be written
+    to, and one that is a view with gaps or turned axes.
     """
+    lr, weight_decay = float(lr), float(weight_decay)  # NumPy's would change the dtype
     for name, param in params.items():
+        if name not in grads:
+            raise ValueError(f"{name} has no gradient: pass those of the same parameters")
+        if not param.flags.writeable:
+            raise ValueError(f"{name} is read-only, and a step changes it in place: pass a copy")
         if not param.flags.c_contiguous:  # reshaped below it would be a copy, and never change
             raise ValueError(f"{name} is not contiguous in memory: pass np.ascontiguousarray of it")
     state.step += 1

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import fast, optim
+from .sample import check_count, check_number
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,11 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self):
-        for name, value in vars(self).items():
-            if name in ("steps", "batch", "warmup", "seed"):
-                if type(value) is not int:
-                    raise TypeError(f"{name} must be an int, not {value!r}")
-            elif type(value) is not int and not isinstance(value, float):
-                raise TypeError(f"{name} must be a float, not {value!r}")
+        for name, value in dict(vars(self)).items():
+            is_count = name in ("steps", "batch", "warmup", "seed")
+            if type(value) is not int:  # which may stand for a float as well
+                value = (check_count if is_count else check_number)(name, value)
+            object.__setattr__(self, name, value)
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -22,12 +22,12 @@ BOOK = {
     "draft": "sample",
     "beam": "ops sample",
     "completion": "elsewhere ops sample beam",
-    "data": "bpe",
+    "data": "bpe sample",
     "optim": "fast",
-    "train": "fast optim",
-    "lora": "",
+    "train": "fast sample optim",
+    "lora": "sample",
     "evaluate": "ops data sample",
-    "family": "ops model bpe beam optim",
+    "family": "ops model bpe sample beam optim",
 }
 # The workshop: its rooms may use any file of the book, themselves and the rooms beside them.
 # `files.atomic`, which writes whatever is written, uses nothing of ours and is a room of its own.

@@ -100,9 +100,18 @@ def test_what_makes_no_sense_is_refused(wrong):
 
 
 def test_numbers_of_another_kind_are_refused_or_made_plain():
-    for wrong in ({"rank": 2.5}, {"rank": "4"}, {"rank": True}, {"alpha": "16"}):
-        with pytest.raises(TypeError, match="rank must be an int and alpha a number"):
+    for wrong in ({"rank": 2.5}, {"rank": "4"}, {"rank": True}, {"rank": np.True_}):
+        with pytest.raises(TypeError, match="rank must be an integer"):
             adapted(**wrong)
+    for wrong in ({"alpha": "16"}, {"alpha": True}, {"alpha": None}):
+        with pytest.raises(TypeError, match="alpha must be a number"):
+            adapted(**wrong)
+    for kind in (np.int64, np.uint8):
+        _, adapter = adapted(rank=kind(3))
+        assert type(adapter.rank) is int and adapter.rank == 3
+    assert adapted(matrices="mlp.c_fc")[1].params.keys() == (
+        adapted(matrices=["mlp.c_fc"])[1].params.keys()
+    )
     _, adapter = adapted(np.float32, alpha=np.float64(16))
     merged = adapter.merged()
     assert {p.dtype for p in merged.params.values()} == {np.dtype(np.float32)}
@@ -138,3 +147,27 @@ def test_it_learns_answers():
     settings = train.Settings(steps=250, batch=4, lr=3e-2, warmup=10, weight_decay=0.0)
     steps = list(train.train(adapter, batches, settings, optim.adam_state(adapter.params)))
     assert steps[-1].loss < 0.1
+
+
+def test_a_merged_model_stays_as_it_is_when_the_lora_learns_on():
+    gpt, adapter = adapted()
+    name = "h.1.attn.c_attn.weight"
+    before = adapter.merged()
+    np.testing.assert_array_equal(before.params[name], gpt.params[name])
+    adapter.params["h.1.attn.c_attn.lora_B"] += 1
+    after = adapter.merged()
+    adapter.loss_and_grads(*batch())
+    np.testing.assert_array_equal(before.params[name], gpt.params[name])
+    assert np.abs(after.params[name] - before.params[name]).max() > 0.1
+
+
+def test_what_has_no_such_matrices_or_gradients_is_refused():
+    from numpygpt.family import bert, gpt3
+
+    rng = np.random.default_rng(0)
+    third = gpt3.GPT3(CONFIG, model.init(CONFIG, rng), 2)
+    for other, name in ((bert.Bert(CONFIG, bert.init(CONFIG, rng)), "Bert"), (third, "GPT3")):
+        with pytest.raises(TypeError, match=f"a LoRA is of a GPT-2, not of a {name}"):
+            lora.LoRA(other, 2)
+    with pytest.raises(TypeError, match="rng must be a NumPy Generator"):
+        lora.LoRA(model.GPT2(CONFIG, model.init(CONFIG, rng)), 2, rng=7)

@@ -945,3 +945,44 @@ def test_models_and_records_are_shown_in_words():
     assert [line.split()[0] for line in shown[1:]] == ["name", *acts]
     assert shown[2].split() == ["tokens", "(1,", "3)", "int64", "1", "3", "5"]
     assert max(map(len, shown)) < 100
+
+
+def test_what_is_given_for_an_entry_that_does_not_exist_is_refused():
+    """It would change nothing, and the run pass for one with a change."""
+    gpt = small()
+    for name in ("h.0.attn.Z", "h.99.attn.z", "wtee"):
+        with pytest.raises(ValueError, match=f"there is no {name} to be given"):
+            gpt.forward([1, 2], given={name: np.zeros(2)})
+    acts = gpt.forward([1, 2], keep="everything")[1]
+    cache = gpt.cache()
+    with pytest.raises(ValueError):
+        gpt.forward([1, 2], cache, given={"wtee": 1})
+    assert cache.length == 0
+    zeros = np.zeros_like(acts["h.0.attn.z"])
+    changed = gpt.forward([1, 2], keep="everything", given={"h.0.attn.z": zeros})[1]
+    bias = np.broadcast_to(gpt.params["h.0.attn.c_proj.bias"], zeros.shape)
+    np.testing.assert_allclose(changed["h.0.attn.c_proj"], bias, rtol=1e-6)
+
+
+def test_random_parameters_need_a_generator_and_a_dtype_that_is_computed_in():
+    for rng in (0, None, np.random, np.random.RandomState(0)):
+        with pytest.raises(TypeError, match="rng must be a NumPy Generator"):
+            init(SMALL, rng)
+    for dtype in (np.float16, int):
+        with pytest.raises(TypeError, match="parameters must be float32 or float64"):
+            init(SMALL, np.random.default_rng(0), dtype)
+
+
+def test_sizes_are_integers_of_every_kind():
+    sizes = 23, 12, 100, 2, 3  # 4 * uint8(100) is 144
+    for kind in (np.int8, np.uint8, np.int64):
+        config = Config(*map(kind, sizes))
+        assert config == Config(*sizes) and config.n_inner == 400
+        assert {type(size) for size in dataclasses.astuple(config)} == {int, float}
+
+
+def test_parameters_are_arrays():
+    params = init(SMALL, np.random.default_rng(0))
+    name = "h.0.ln_1.bias"
+    with pytest.raises(TypeError, match=f"NumPy arrays, but {name} is a list"):
+        GPT2(SMALL, params | {name: params[name].tolist()})

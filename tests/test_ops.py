@@ -395,3 +395,20 @@ def test_cross_entropy_of_logits_of_ten_thousand(dtype):
         dlogits = ops.cross_entropy_backward(1.0, logits, np.array(targets))
         assert np.isfinite(dlogits).all()
         assert dlogits.sum(-1) == pytest.approx(0, abs=1e-7)
+
+
+def test_a_loss_takes_targets_and_a_mask_of_the_shape_of_its_logits():
+    """A mask of one number would otherwise count for all rows, and the mean become a sum."""
+    logits, targets = logits_and_targets(None)[:2]
+    targets = np.maximum(targets, 0)
+    for wrong in ((targets.T,), (targets[:, :1],), ([1],), (targets, [1]), (targets, targets.T)):
+        for op in (ops.cross_entropy, lambda *a: ops.cross_entropy_backward(1.0, *a)):
+            with pytest.raises(ValueError, match="do not fit (targets|mask)"):
+                op(logits, *wrong)
+    with pytest.raises(TypeError, match="targets must be integers, not float64"):
+        ops.cross_entropy(logits, targets * 1.0)
+    for mask in (np.full((2, 3), np.nan), [[1, -1, 0], [0, 0, 0]], [[1, -1, 3], [0, 0, 0]]):
+        with pytest.raises(ValueError, match="negative numbers or NaN"):
+            ops.cross_entropy(logits, targets, mask)
+    as_lists = ops.cross_entropy(logits, targets.tolist(), [[1, 0, 1], [0, 1, 1]])
+    assert as_lists == ops.cross_entropy(logits, targets, IGNORED[2])

@@ -326,3 +326,23 @@ def test_a_schedule_of_one_step_after_the_warmup_ends_at_the_floor():
 
 def test_what_adamw_does_unless_said_otherwise():
     assert defaults(adamw) == {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
+
+
+def test_a_rate_of_numpys_changes_no_dtype():
+    params = [some("float32") for _ in range(2)]
+    for p, kind in zip(params, (float, np.float64), strict=True):
+        adamw(p, some("float32", 2), adam_state(p), kind(1e-3), weight_decay=kind(0.1))
+    for name, p in params[0].items():
+        np.testing.assert_array_equal(p, params[1][name])
+
+
+def test_parameters_that_no_step_can_be_made_of_are_left_alone():
+    params, grads = some(), some(seed=2)
+    state = adam_state(params)
+    with pytest.raises(ValueError, match="cube has no gradient"):
+        adamw(params, {name: grads[name] for name in ("matrix", "vector")}, state, 1e-3)
+    params["cube"].setflags(write=False)
+    with pytest.raises(ValueError, match="cube is read-only"):
+        adamw(params, grads, state, 1e-3)
+    assert state.step == 0
+    np.testing.assert_array_equal(params["matrix"], some()["matrix"])

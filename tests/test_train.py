@@ -271,3 +271,20 @@ def test_what_a_run_is_unless_said_otherwise():
         "steps": 7, "batch": 8, "lr": 1e-3, "floor": 0.0, "warmup": 100, "weight_decay": 0.1,
         "beta1": 0.9, "beta2": 0.99, "clip": 1.0, "seed": 0,
     }  # fmt: skip
+
+
+def test_settings_are_numbers_of_every_kind():
+    counts = {"steps": 200, "batch": 100, "warmup": 30, "seed": 120}
+    for kind in (np.int64, np.uint8, np.array):
+        settings = train.Settings(**{name: kind(n) for name, n in counts.items()})
+        assert settings == train.Settings(**counts)
+        assert json.loads(json.dumps(dataclasses.asdict(settings))) == dataclasses.asdict(settings)
+    settings = train.Settings(5, lr=np.float32(0.25), floor=np.int64(0), clip=np.float64(1.5))
+    assert settings == train.Settings(5, lr=0.25, floor=0, clip=1.5)
+    assert {type(value) for value in dataclasses.astuple(settings)} == {int, float}
+    for wrong in ({"steps": 5.0}, {"steps": True}, {"steps": np.True_}, {"seed": "1"}):
+        with pytest.raises(TypeError, match="must be an integer"):
+            train.Settings(**{"steps": 5} | wrong)
+    for wrong in ({"lr": "a"}, {"lr": True}, {"beta1": None}):
+        with pytest.raises(TypeError, match="must be a number"):
+            train.Settings(5, **wrong)
