@@ -11,6 +11,7 @@ that is masked language modelling, which is how BERT is trained.
 import numpy as np
 
 from .bpe import documents
+from .sample import check_count, check_rng
 
 
 def hold_out(texts: list[str], share: float = 0.05) -> tuple[list[str], list[str]]:
@@ -21,6 +22,7 @@ def hold_out(texts: list[str], share: float = 0.05) -> tuple[list[str], list[str
     Raises ValueError for a share outside [0, 0.5].
     """
     check_documents(texts)
+    texts = list(texts)
     if not 0 <= share <= 0.5:
         raise ValueError(f"the share that is held out must lie between 0 and 0.5, not {share}")
     if share == 0:
@@ -50,6 +52,10 @@ def hold_out_pairs(pairs, share: float = 0.1, most: int = 200, seed: int = 0):
     """
     if not 0 <= share <= 0.5:
         raise ValueError(f"the share that is held out must lie between 0 and 0.5, not {share}")
+    pairs = list(pairs)
+    for number, pair in enumerate(pairs, 1):
+        check_pair(number, pair)
+    most, seed = check_count("most", most, 0), check_count("seed", seed, 0)
     different = list(dict.fromkeys(x for x, _ in pairs))
     count = min(most, int(len(different) * share)) if len(different) >= 20 else 0
     rng = np.random.default_rng([seed, 2])  # 2: not the draws that others make from the same seed
@@ -83,6 +89,7 @@ def encode_documents(tokenizer, texts) -> np.ndarray:
     names no end token, a single text does without, and several raise ValueError.
     """
     check_documents(texts)
+    texts = list(texts)
     if tokenizer.eot is None and len(texts) == 1:
         return np.array(tokenizer.encode(texts[0], tokenizer.special), np.int32)
     end = end_token(tokenizer)
@@ -91,6 +98,14 @@ def encode_documents(tokenizer, texts) -> np.ndarray:
         ids += tokenizer.encode(text, tokenizer.special)
         ids.append(end)
     return np.array(ids, np.int32)
+
+
+def check_stream(ids) -> np.ndarray:
+    """The ids of a text as an array (N,). Raises TypeError for what is not one list of integers."""
+    array = np.asarray(ids)
+    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+        raise TypeError(f"ids must be one list of integers, not {array.dtype} {array.shape}")
+    return array
 
 
 def end_token(tokenizer) -> int:
@@ -107,7 +122,9 @@ def stream(ids, batch: int, length: int, rng: np.random.Generator):
     in random order. Those at the end of a pass that do not fill a batch are left out. Raises
     ValueError for a stream too short for one batch.
     """
-    ids = np.asarray(ids)
+    ids = check_stream(ids)
+    batch, length = check_count("batch", batch, 1), check_count("length", length, 1)
+    check_rng(rng)
     if len(ids) <= length * (batch + 1):
         raise ValueError(
             f"{len(ids)} tokens are too few for batches of {batch} windows of {length}: "
@@ -141,6 +158,8 @@ def pair_batches(pairs, tokenizer, batch: int, length: int, rng: np.random.Gener
     harmless, to the longest row of the batch. Raises ValueError for fewer pairs than `batch`, and
     what `pair_rows` raises.
     """
+    batch, length = check_count("batch", batch, 1), check_count("length", length, 1)
+    check_rng(rng)
     rows = pair_rows(pairs, tokenizer, length)
     if len(rows) < batch:
         raise ValueError(

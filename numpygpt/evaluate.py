@@ -38,10 +38,17 @@ TOKENS = 2048
 def nats(logits, targets) -> np.ndarray:
     """-ln p of each target, in float64: logits (B, T, V), ids (B, T) -> (B, T).
 
-    Raises ValueError for ids outside the vocabulary, and FloatingPointError for logits that are NaN
-    or infinite: they have no score.
+    Raises ValueError for ids outside the vocabulary and for shapes that do not fit, and
+    FloatingPointError for logits that are NaN or infinite: they have no score.
     """
     targets, n_vocab = np.asarray(targets), np.shape(logits)[-1]
+    if targets.ndim != 2 or np.shape(logits)[:-1] != targets.shape:
+        raise ValueError(
+            f"logits must be (B, T, V) and targets (B, T), not of shapes {np.shape(logits)} and "
+            f"{targets.shape}"
+        )
+    if targets.size and not np.issubdtype(targets.dtype, np.integer):
+        raise TypeError(f"targets must be integers, not {targets.dtype}")
     if targets.size and not (targets.min() >= 0 and targets.max() < n_vocab):
         raise ValueError(
             f"ids from {targets.min()} to {targets.max()} are to be predicted, but the model's "
@@ -65,13 +72,31 @@ def _logits(model, tokens, cache=None, only_last=False):
     """What the model returns; of damaged weights it is NaN, which `nats` refuses in words."""
     with np.errstate(all="ignore"):
         if cache is None:
-            return model.forward(tokens)[0]
-        return model.forward(tokens, cache, only_last=only_last)[0]
+            returned = model.forward(tokens)
+        else:
+            returned = model.forward(tokens, cache, only_last=only_last)
+    if len(returned) != 2:  # as a BERT's
+        raise TypeError(
+            f"{type(model).__name__} does not predict the next token, which is what is measured: "
+            "its forward must return logits and a record"
+        )
+    return returned[0]
 
 
 def _encode(tokenizer, text, begins=True):
     """Special tokens in the text are those: an <|endoftext|> ends a document, as in training."""
     return tokenizer.encode(text, tokenizer.special, begins)
+
+
+def _ids(ids) -> list[int]:
+    """Ids as a list: of two arrays `+` would be the sum of their numbers."""
+    return data.check_stream(ids).tolist()
+
+
+def _check_list(what, texts):
+    """Raises TypeError for one text, of which each letter would be taken for one."""
+    if isinstance(texts, str):
+        raise TypeError(f"give a list of {what}, not a single text: {texts!r:.60}")
 
 
 # ---- a text -------------------------------------------------------------------------------------
@@ -87,7 +112,8 @@ def stream(model, ids, stride: int | None = None, batch: int | None = None, done
     many as hold 2,048 tokens. done: how many batches to leave out. Raises ValueError for fewer than
     two ids and for a stride that is not between 1 and n_ctx.
     """
-    ids = np.asarray(ids)
+    ids = data.check_stream(ids)
+    done = sample.check_count("done", done, 0)
     if len(ids) < 2:
         raise ValueError("a loss needs at least two tokens: one to predict another from")
     stride = _check_stride(model, stride)
@@ -100,7 +126,7 @@ def stream(model, ids, stride: int | None = None, batch: int | None = None, done
         starts.append(end - n_ctx)
         new.append(end - counted)
         counted = end
-    batch = _windows_at_a_time(model) if batch is None else batch
+    batch = _windows_at_a_time(model, batch)
     for i in range(done * batch, len(starts), batch):
         at = np.array(starts[i : i + batch])[:, None] + np.arange(length)
         counts = np.arange(length) >= length - np.array(new[i : i + batch])[:, None]
@@ -109,12 +135,15 @@ def stream(model, ids, stride: int | None = None, batch: int | None = None, done
 
 def _check_stride(model, stride):
     n_ctx = model.config.n_ctx
-    if stride is not None and not 1 <= stride <= n_ctx:
+    stride = n_ctx if stride is None else sample.check_count("stride", stride)
+    if not 1 <= stride <= n_ctx:
         raise ValueError(f"stride must be between 1 and n_ctx = {n_ctx}, not {stride}")
-    return n_ctx if stride is None else stride
+    return stride
 
 
-def _windows_at_a_time(model):
+def _windows_at_a_time(model, batch):
+    if batch is not None:
+        return sample.check_count("batch", batch, 1)
     return max(1, TOKENS // model.config.n_ctx)
 
 
@@ -139,13 +168,13 @@ def position_nats(model, ids, batch: int | None = None) -> np.ndarray:
     the token is expected from t + 1 tokens: the means by position say what a longer context is
     worth. Raises ValueError for a text that does not fill two windows.
     """
-    ids, n_ctx = np.asarray(ids), model.config.n_ctx
+    ids, n_ctx = data.check_stream(ids), model.config.n_ctx
     starts = np.arange(0, len(ids) - n_ctx, n_ctx)
     if len(starts) < 2:
         raise ValueError(
             f"{len(ids)} tokens do not fill two windows of {n_ctx} and the token behind them"
         )
-    batch = _windows_at_a_time(model) if batch is None else batch
+    batch = _windows_at_a_time(model, batch)
     each = []
     for i in range(0, len(starts), batch):
         at = starts[i : i + batch, None] + np.arange(n_ctx)
@@ -160,9 +189,10 @@ def windows_perplexity(model, ids, stride: int) -> float:
     what no window before held is counted, and never the window's first token. exp of the mean of
     the windows' mean losses, weighted by (tokens counted anew) - 1. With stride = n_ctx the first
     token of every window is left out; `stream_nats` leaves out the text's first token alone. For
-    WikiText-2's test set 124M was published to give 29.94 (the paper: 29.41).
+    WikiText-2's test set 124M was published to give 29.94 (the paper: 29.41). Raises ValueError
+    where no token is counted.
     """
-    ids, n_ctx = np.asarray(ids), model.config.n_ctx
+    ids, n_ctx = data.check_stream(ids), model.config.n_ctx
     stride = _check_stride(model, stride)
     total = weight = before = 0
     for begin in range(0, len(ids), stride):
@@ -175,6 +205,8 @@ def windows_perplexity(model, ids, stride: int) -> float:
             total, weight = total + float(counted.mean()) * (new - 1), weight + new - 1
         if before == len(ids):
             break
+    if not weight:
+        raise ValueError(f"no token is counted: of {len(ids)} tokens and a stride of {stride}")
     return math.exp(total / weight)
 
 
@@ -225,6 +257,7 @@ def wikitext(model, tokenizer, pages: Iterable[str], batch: int | None = None):
     it; windows of n_ctx side by side, of which the last is filled up with what stood before it.
     Words are those of the page as it was, before it was detokenised, between white space.
     """
+    _check_list("pages", pages)
     before = [] if tokenizer.eot is None else [tokenizer.eot]
     for page in pages:
         ids = before + _encode(tokenizer, wikitext_detokenized(page))
@@ -278,6 +311,8 @@ def score(model, rows, banned=None) -> list[Scored]:
     continuation, and for a continuation longer than n_ctx.
     """
     n_ctx = model.config.n_ctx
+    rows = [(_ids(context), _ids(ids)) for context, ids in rows]
+    _check_some(rows, "rows")
     if not all(context and ids for context, ids in rows):
         raise ValueError("a context and its continuations need at least one token each")
     if (longest := max(len(ids) for _, ids in rows)) > n_ctx:
@@ -306,6 +341,7 @@ def score_after(model, context: list[int], candidates, banned=None) -> list[Scor
     Of ten candidates after 400 tokens that leaves about a tenth of the work. Context and candidate
     must fit n_ctx + 1.
     """
+    context, candidates = _ids(context), [_ids(ids) for ids in candidates]
     cache = model.cache()
     first = _logits(model, [context], cache, only_last=True)[0]
     scored = []
@@ -343,8 +379,12 @@ def score_questions(
     taken whole, in their order, so what comes can be kept, and a later call can go on from there:
     `score_questions(model, questions[done:])`.
     """
+    batch = sample.check_count("batch", batch, 1)
     waiting = []
     for question in itertools.chain(questions, [None]):
+        if question is not None:
+            lists = [(_ids(context), _ids(ids)) for context, ids in question.rows]
+            question = question._replace(rows=lists)
         rows = sum(len(one.rows) for one in waiting)
         context = None if question is None else _read_once(model, question.rows)
         full = question is None or context is not None or rows + len(question.rows) > batch
@@ -375,6 +415,7 @@ STOP_WORDS = frozenset(  # NLTK's English list, in its older form of 127 words
 def lambada_questions(tokenizer, texts: Iterable[str], protocol: str = "word") -> list[Question]:
     """LAMBADA: the last word of a passage, in one of three published protocols; `lambada` says."""
     _check_protocol(protocol)
+    _check_list("texts", texts)
     questions = []
     for text in texts:
         text = text.rstrip() if protocol == "word" else _as_openai_wrote_it(text)
@@ -448,10 +489,17 @@ def hellaswag_questions(tokenizer, items: Iterable[dict]) -> list[Question]:
     """Lines of the published JSON with `ctx`, `endings` and `label`; see `hellaswag`."""
     questions = []
     for number, item in enumerate(items, 1):
+        _check_list("endings", item["endings"])
+        label = int(item["label"])
+        if not 0 <= label < len(item["endings"]):
+            raise ValueError(
+                f"HellaSwag item {number} has the label {label}, but {len(item['endings'])} "
+                "endings, counted from 0"
+            )
         context = _encode(tokenizer, item["ctx"])
         rows = [(context, _encode(tokenizer, " " + ending, False)) for ending in item["endings"]]
         _check_tokens(f"HellaSwag item {number}", rows)
-        questions.append(Question(rows, int(item["label"])))
+        questions.append(Question(rows, label))
     return questions
 
 
@@ -539,6 +587,8 @@ def cbt_questions(tokenizer, items: Iterable[dict]) -> list[Question]:
     """Items with `sentences`, `question`, `answer` and `options`, as of `cbt_items`; see `cbt`."""
     questions = []
     for number, item in enumerate(items, 1):
+        _check_list("sentences", item["sentences"])
+        _check_list("options", item["options"])
         story, question, options = " ".join(item["sentences"]), item["question"], item["options"]
         if question.count(GAP) != 1 or item["answer"] not in options or len(set(options)) < 2:
             raise ValueError(
@@ -591,6 +641,7 @@ def pairs_nats(model, tokenizer, pairs, batch: int = 16):
 
     Raises ValueError for a pair that does not fit n_ctx.
     """
+    batch = sample.check_count("batch", batch, 1)
     rows = data.pair_rows(pairs, tokenizer, model.config.n_ctx)
     _check_some(rows, "pairs")
     total = count = 0
@@ -611,6 +662,7 @@ class Answer(NamedTuple):
 def answers(model, tokenizer, pairs, batch: int = 16) -> list[Answer]:
     """The greedy continuation of every x, up to the end token or to one token more than y and the
     end token after it have."""
+    pairs, batch = list(pairs), sample.check_count("batch", batch, 1)
     for number, pair in enumerate(pairs, 1):
         data.check_pair(number, pair)
     written = []
@@ -637,6 +689,7 @@ def pairs(model, tokenizer, pairs) -> dict:
     Protocol: after the tokens of x the tokens of y and the end token are predicted, nothing of x is
     counted. An answer is exact if it is y, character for character, and the end token follows.
     """
+    pairs = list(pairs)
     total, count = pairs_nats(model, tokenizer, pairs)
     written = answers(model, tokenizer, pairs)
     exact = [a.ended and a.text == y for a, (_, y) in zip(written, pairs, strict=True)]
@@ -660,6 +713,9 @@ def baselines(tokenizer, documents, known=()) -> dict:
     compressor is charged only for what the documents add to them, and the trigram model has counted
     them. Raises ValueError for documents without text.
     """
+    for texts in (documents, known):
+        data.check_documents(texts)
+    documents, known = list(documents), list(known)
     size = sum(len(document.encode("utf-8")) for document in documents)
     if not size:
         raise ValueError("there is no text to compress")

@@ -250,3 +250,44 @@ def test_an_answer_does_not_begin_as_a_text_does(tokenizer):
     settings = {"before": [50256], "prefix_space": True}
     begins = Tokenizer(tokenizer.tokens, tokenizer.merges, tokenizer.special, **settings)
     assert data.encode_pair(begins, "Hello", "Hello") == ([50256, 18435], [15496, 50256])
+
+
+def test_batches_are_of_integers_of_every_kind():
+    ids = np.arange(2000)
+    for kind in (np.int8, np.uint8):
+        ours = next(data.stream(ids, kind(20), kind(20), np.random.default_rng(0)))
+        np.testing.assert_array_equal(
+            ours, next(data.stream(ids, 20, 20, np.random.default_rng(0)))
+        )
+
+
+@pytest.mark.parametrize(
+    "error, words, changed",
+    [
+        (ValueError, "batch must be at least 1", {"batch": 0}),
+        (ValueError, "length must be at least 1", {"length": 0}),
+        (TypeError, "batch must be an integer", {"batch": 2.0}),
+        (TypeError, "rng must be a NumPy Generator", {"rng": 0}),
+    ],
+)
+def test_batches_that_cannot_be_are_refused_at_the_call(tokenizer, error, words, changed):
+    settings = {"batch": 2, "length": 4, "rng": np.random.default_rng(0)} | changed
+    with pytest.raises(error, match=words):
+        data.stream(np.arange(100), **settings)
+    with pytest.raises(error, match=words):
+        data.pair_batches([("a", "b")] * 3, tokenizer, **settings)
+    for ids in (np.zeros((9, 10), int), np.zeros(90), "abc"):
+        with pytest.raises(TypeError, match="ids must be one list of integers"):
+            data.stream(ids, 2, 4, np.random.default_rng(0))
+
+
+def test_what_comes_one_by_one_is_held_out_as_of_a_list(tokenizer):
+    pairs = [(str(i), "y") for i in range(30)]
+    assert data.hold_out_pairs(iter(pairs)) == data.hold_out_pairs(pairs)
+    assert len(data.hold_out_pairs(pairs)[1]) == 3
+    texts = [f"text {i}" for i in range(40)]
+    assert data.hold_out(iter(texts)) == data.hold_out(texts)
+    for ids in (data.encode_documents(tokenizer, kind(texts)) for kind in (iter, list)):
+        assert len(ids) == 1 + 3 * 40
+    with pytest.raises(TypeError, match="pair 1 must be two texts"):
+        data.hold_out_pairs([{"x": "a", "y": "b"}])

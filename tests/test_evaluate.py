@@ -868,3 +868,99 @@ def test_what_is_measured_unless_said_otherwise():
         evaluate.trigram_nats: {"known": ()},
     }.items():
         assert defaults(function) == expected, function
+
+
+def test_ids_are_the_same_as_lists_and_as_arrays_of_any_kind(gpt):
+    """Two lists side by side are one row; `+` of two arrays would add their numbers."""
+    rows = [([5, 6], [7]), ([5], [9, 3])]
+    ours = evaluate.score(gpt, rows)
+    assert evaluate.score(gpt, [([5, 6], np.array([7])), ([5], np.array([9, 3]))]) == ours
+    for kind in (np.uint8, np.int64):
+        arrays = [(kind(context), kind(ids)) for context, ids in rows]
+        assert evaluate.score(gpt, arrays) == ours
+        assert list(evaluate.score_questions(gpt, [evaluate.Question(arrays)])) == [ours]
+        assert evaluate.score_after(gpt, kind([5, 6]), [kind([7])]) == evaluate.score_after(
+            gpt, [5, 6], [[7]]
+        )
+    assert evaluate.score(gpt, [((5, 6), (7,)), ((5,), (9, 3))]) == ours
+    ids = np.random.default_rng(1).integers(0, 31, 30)
+    whole = evaluate.stream_nats(gpt, ids, 3, 2)
+    for kind in (np.uint8, np.int8):
+        assert evaluate.stream_nats(gpt, kind(ids), kind(3), kind(2)) == whole
+    assert evaluate.stream_nats(gpt, ids.tolist(), 3, 2) == whole
+
+
+def test_what_is_not_one_list_of_ids_is_refused(gpt):
+    for ids in ([[1, 2, 3]], [1.0, 2.0, 3.0], "abc", [True, False, True]):
+        for measure in (
+            lambda ids: evaluate.stream_nats(gpt, ids),
+            lambda ids: evaluate.position_nats(gpt, ids),
+            lambda ids: evaluate.windows_perplexity(gpt, ids, 3),
+            lambda ids: evaluate.score(gpt, [([1], ids)]),
+            lambda ids: evaluate.score(gpt, [(ids, [1])]),
+            lambda ids: evaluate.score_after(gpt, [1], [ids]),
+        ):
+            with pytest.raises(TypeError, match="ids must be one list of integers"):
+                measure(ids)
+    for batch, error in ((0, ValueError), (-1, ValueError), (2.0, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="batch must be"):
+            evaluate.stream_nats(gpt, [1, 2, 3], batch=batch)
+        with pytest.raises(error, match="batch must be"):
+            list(evaluate.score_questions(gpt, [evaluate.Question([([1], [2])])], batch))
+    with pytest.raises(ValueError, match="no token is counted"):
+        evaluate.windows_perplexity(gpt, [1], 3)
+
+
+def test_nats_are_of_targets_that_fit_the_logits(gpt):
+    logits, _ = gpt.forward([1, 2, 3])
+    for targets in ([[1, 2]], [[1]], [1, 2, 3], [[1, 2, 3], [1, 2, 3]]):
+        with pytest.raises(ValueError, match=r"logits must be \(B, T, V\) and targets \(B, T\)"):
+            evaluate.nats(logits, targets)
+    with pytest.raises(TypeError, match="targets must be integers"):
+        evaluate.nats(logits, [[1.0, 2.0, 3.0]])
+
+
+def test_one_text_is_not_taken_for_a_list_of_letters(gpt):
+    tokenizer = Tokenizer.gpt2()
+    item = {"ctx": "a b", "endings": "cd", "label": 0}
+    cloze = {"sentences": ["a"], "question": "b XXXXX", "answer": "c", "options": ["c", "d"]}
+    for what, measure in (
+        ("pages", lambda: list(evaluate.wikitext(gpt, tokenizer, " = A = "))),
+        ("texts", lambda: evaluate.lambada(gpt, tokenizer, "a b")),
+        ("endings", lambda: evaluate.hellaswag_questions(tokenizer, [item])),
+        ("sentences", lambda: evaluate.cbt_questions(tokenizer, [cloze | {"sentences": "ab"}])),
+        ("options", lambda: evaluate.cbt_questions(tokenizer, [cloze | {"options": "cd"}])),
+        ("documents", lambda: evaluate.baselines(tokenizer, "a b")),
+    ):
+        with pytest.raises(TypeError, match=f"give a list of {what}"):
+            measure()
+    for label in (-1, 2):  # no ending could be right
+        with pytest.raises(ValueError, match=f"item 1 has the label {label}, but 2 endings"):
+            evaluate.hellaswag_questions(
+                tokenizer, [{"ctx": "a b", "endings": ["c", "d"], "label": label}]
+            )
+
+
+def test_what_comes_one_by_one_is_measured_as_a_list_is():
+    tokenizer = Tokenizer.gpt2()
+    texts = ["a cat sat", "the dog ran"]
+    assert evaluate.baselines(tokenizer, iter(texts), iter(texts)) == evaluate.baselines(
+        tokenizer, texts, texts
+    )
+    config = model.Config(50257, 8, 4, 1, 1)
+    small = model.GPT2(config, model.init(config, np.random.default_rng(0)))
+    pairs = [("a", "b"), ("c", "d")]
+    assert evaluate.pairs(small, tokenizer, iter(pairs)) == evaluate.pairs(small, tokenizer, pairs)
+
+
+def test_a_model_that_sees_both_sides_has_no_loss_of_the_next_token():
+    from numpygpt.family import bert
+
+    config = model.Config(31, 8, 6, 2, 1)
+    both_sides = bert.Bert(config, bert.init(config, np.random.default_rng(0)))
+    for measure in (
+        lambda: evaluate.stream_nats(both_sides, [1, 2, 3]),
+        lambda: evaluate.score(both_sides, [([1], [2])]),
+    ):
+        with pytest.raises(TypeError, match="Bert does not predict the next token"):
+            measure()

@@ -111,3 +111,24 @@ def test_windows_lie_inside_one_document():
 def test_both_say_what_they_do_not_show():
     for note in (probe.PREFERENCE_DOES_NOT_SHOW, probe.MEMORISATION_DOES_NOT_SHOW):
         assert "not" in note and len(note) > 200
+
+
+def test_what_is_not_a_pair_of_texts_is_refused():
+    """Of {"a": ..., "b": ...} the names would be scored, and of "ab" the letters."""
+    for pair in ({"a": "he", "b": "she"}, "ab", ("a", "b", "c"), ("a", 5)):
+        with pytest.raises(TypeError, match="pair 2 must be two texts"):
+            probe.pair_questions(Letters(), [("ab", "cd"), pair])
+
+
+def test_windows_that_cannot_be_are_refused():
+    for name, error in (("windows", ValueError), ("prefix", ValueError), ("length", ValueError)):
+        settings = {"windows": 2, "prefix": 3, "length": 3, "rng": np.random.default_rng(0)}
+        for value in (0, -1):
+            with pytest.raises(error, match=f"{name} must be at least 1, not {value}"):
+                probe.window_questions(np.arange(30), **settings | {name: value})
+    with pytest.raises(TypeError, match="ids must be one list of integers"):
+        probe.window_questions("a text", **settings)
+    with pytest.raises(TypeError, match="rng must be a NumPy Generator"):
+        probe.window_questions(np.arange(30), **settings | {"rng": 0})
+    with pytest.raises(TypeError, match="rng must be a NumPy Generator"):
+        probe.mean_and_interval([1, 2], rng=0)

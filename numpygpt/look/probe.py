@@ -8,7 +8,9 @@ fewer than some twenty sentences that is too narrow.
 
 import numpy as np
 
+from numpygpt.data import check_pair, check_stream
 from numpygpt.evaluate import Question, score_questions
+from numpygpt.sample import check_count, check_rng
 
 PREFERENCE_DOES_NOT_SHOW = (
     "A difference is one of log-probabilities of these sentences. It does not show what the model "
@@ -26,6 +28,7 @@ MEMORISATION_DOES_NOT_SHOW = (
 
 def mean_and_interval(values, *, rng: np.random.Generator, resamples: int = 2000):
     """The mean, and the bounds of its 95 % bootstrap interval; ValueError for fewer than two."""
+    check_rng(rng)
     values = np.asarray(values, np.float64)
     if len(values) < 2:
         raise ValueError(f"an interval needs at least two values, not {len(values)}")
@@ -46,10 +49,12 @@ def pair_questions(tokenizer, pairs) -> list[Question]:
     """Pairs (a, b) of sentences that differ in one thing: who is spoken of, for instance.
 
     Each is scored after the end token, as the beginning of a document; in a vocabulary without one
-    its first token is not counted. Raises ValueError naming a pair of which one has no tokens.
+    its first token is not counted. Raises ValueError naming a pair of which one has no tokens, and
+    TypeError for what is not a pair of texts.
     """
     questions = []
     for number, pair in enumerate(pairs, 1):
+        check_pair(number, pair)
         rows = []
         for text in pair:
             ids = tokenizer.encode(text, tokenizer.special)
@@ -98,7 +103,10 @@ def window_questions(ids, windows: int, prefix: int, length: int, *, rng, end=No
 
     end: the id between documents; a window lies inside one. Raises ValueError where none fits.
     """
-    ids = np.asarray(ids)
+    ids = check_stream(ids)
+    check_rng(rng)
+    windows, prefix = check_count("windows", windows, 1), check_count("prefix", prefix, 1)
+    length = check_count("length", length, 1)
     whole = [
         ids[start : start + prefix + length].tolist()
         for start in range(0, len(ids) - prefix - length + 1, prefix + length)
