@@ -449,3 +449,134 @@ def test_what_is_looked_at_unless_said_otherwise():
         analyze.ablate_heads: {"mean": False, "pads": None},
     }.items():
         assert defaults(function) == expected, function
+
+
+def random_gpt(ids=(3, 1, 4, 1, 5)):
+    params = model.init(SMALL, np.random.default_rng(0), np.float64)
+    rng = np.random.default_rng(1)
+    params = {name: p + 0.3 * rng.standard_normal(p.shape) for name, p in params.items()}
+    gpt = model.GPT2(SMALL, params)
+    return gpt, *gpt.forward(list(ids), keep="everything")
+
+
+@pytest.mark.parametrize(
+    "error, words, targets",
+    [
+        (ValueError, "targets hold the id -1", -1),  # would be the last of the vocabulary
+        (ValueError, "targets hold the id 29", [0, 1, 2, 3, 29]),
+        (ValueError, r"of shape \(1, 5\), not of \(2,\)", [7, 8]),
+        (TypeError, "targets must be integers", 1.5),
+        (TypeError, "targets must be integers", None),
+    ],
+)
+def test_only_ids_have_an_attribution(error, words, targets):
+    gpt, _, acts = random_gpt()
+    with pytest.raises(error, match=words):
+        analyze.logit_attribution(gpt, acts, targets)
+    if targets is not None:
+        with pytest.raises(error, match=words):
+            analyze.logit_attribution(gpt, acts, 3, against=targets)
+
+
+def test_a_record_that_is_incomplete_is_not_looked_through():
+    gpt, _, _ = random_gpt()
+    acts = gpt.forward([1, 2, 3], keep="backward")[1]
+    assert list(analyze.logit_lens(gpt, acts)) == ["h.0.resid_pre", "h.1.resid_pre",
+                                                   "h.1.resid_post"]  # fmt: skip
+    with pytest.raises(ValueError, match="the record has no wte: run forward with keep"):
+        analyze.logit_attribution(gpt, acts, 3)
+    with pytest.raises(ValueError, match="the record has no h.0.resid_pre: run forward with keep"):
+        analyze.logit_lens(gpt, {})
+
+
+def test_relatives_are_looked_through_or_refused():
+    from numpygpt.family import bert, gpt1, gpt3
+
+    gpt, _, _ = random_gpt()
+    third = gpt3.GPT3(SMALL, gpt.params, 2)
+    logits, acts = third.forward([3, 1, 4, 1], keep="everything")
+    np.testing.assert_array_equal(analyze.logit_lens(third, acts)["h.1.resid_post"], logits)
+    shares = sum(analyze.logit_attribution(third, acts, 7).values())
+    np.testing.assert_allclose(shares, logits[..., 7], atol=1e-13)
+    shapes = gpt1.parameter_shapes(SMALL)
+    first = gpt1.GPT1(SMALL, {name: np.ones(shape) for name, shape in shapes.items()})
+    second = bert.Bert(SMALL, bert.init(SMALL, np.random.default_rng(0)))
+    for relative, name in ((first, "GPT1"), (second, "Bert")):
+        with pytest.raises(TypeError, match=f"a {name} has no final layer norm"):
+            analyze.logit_lens(relative, {})
+        with pytest.raises(TypeError, match=f"a {name} has no final layer norm"):
+            analyze.logit_attribution(relative, {}, 3)
+    for relative, name in ((first, "GPT1"), (second, "Bert"), (third, "GPT3")):
+        with pytest.raises(TypeError, match=f"not a {name}"):
+            analyze.run_with(relative, [1, 2], {})
+
+
+def test_counts_of_analyses_are_integers_of_every_kind():
+    gpt, logits, acts = random_gpt()
+    best, p = analyze.likeliest(logits[0, -1], np.uint8(3))
+    np.testing.assert_array_equal(best, np.argsort(-logits[0, -1])[:3])
+    for count, error in ((0, ValueError), (-1, ValueError), (2.0, TypeError)):
+        with pytest.raises(error, match="count must be"):
+            analyze.likeliest(logits, count)
+    with pytest.raises(FloatingPointError):
+        analyze.likeliest(logits * np.nan)
+    with pytest.raises(ValueError, match="logits must be"):
+        analyze.surprise(logits, [3, 1, 4, 1, 5])  # of one text, not of a batch
+    with pytest.raises(ValueError, match="logits must be"):
+        analyze.surprise(logits[0], [3, 1, 4])
+    plain = analyze.induction(gpt, 4, rng=np.random.default_rng(0))
+    small = analyze.induction(gpt, np.uint8(4), np.int8(4), rng=np.random.default_rng(0))
+    for a, b in zip(plain, small, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for wrong in ({"length": 4.0}, {"rows": 1.5}, {"rng": 3}):
+        with pytest.raises(TypeError):
+            analyze.induction(gpt, **{"length": 4, "rng": np.random.default_rng(0)} | wrong)
+    name, other = "h.0.attn.z", gpt.forward([9, 8, 7, 6, 5], keep="everything")[1]
+    for settings in ({"head": np.uint8(1)}, {"position": np.uint8(2)}):
+        as_ints = {key: int(value) for key, value in settings.items()}
+        np.testing.assert_array_equal(
+            analyze.patch(gpt, [3, 1, 4, 1, 5], name, other, **settings)[0],
+            analyze.patch(gpt, [3, 1, 4, 1, 5], name, other, **as_ints)[0],
+        )
+
+
+@pytest.mark.parametrize(
+    "error, words, changed",
+    [
+        (ValueError, "has no position 5", {"position": 5}),
+        (ValueError, "has no position -6", {"position": -6}),
+        (ValueError, "has no position 1.5", {"position": 1.5}),
+        (TypeError, "head must be an integer", {"head": True}),
+        (TypeError, "head must be an integer", {"head": 1.0}),
+    ],
+)
+def test_a_place_that_is_not_there_is_not_patched(error, words, changed):
+    gpt, _, acts = random_gpt()
+    with pytest.raises(error, match=words):
+        analyze.patch(gpt, [3, 1, 4, 1, 5], "h.0.attn.z", acts, **changed)
+
+
+def test_heads_are_named_by_pairs():
+    gpt, _, _ = random_gpt()
+    for heads in ((0, 1), [(0,)], [0], [(0, 1, 2)]):
+        with pytest.raises(TypeError, match="heads must be pairs"):
+            analyze.ablate_heads(gpt, [1, 2], heads)
+    for heads in ([("0", 1)], [(0.0, 1)], [(0, 1.0)]):
+        with pytest.raises(TypeError, match="must be an integer"):
+            analyze.ablate_heads(gpt, [1, 2], heads)
+    np.testing.assert_array_equal(
+        analyze.ablate_heads(gpt, [1, 2], [(np.uint8(1), np.int64(2))])[0],
+        analyze.ablate_heads(gpt, [1, 2], [(1, 2)])[0],
+    )
+
+
+def test_padding_is_neither_changed_nor_part_of_a_mean():
+    gpt, _, _ = random_gpt()
+    tokens, pads = [[0, 0, 1, 2, 3], [3, 1, 4, 1, 5]], [2, 0]
+    _, acts = gpt.forward(tokens, pads=pads, keep="everything")
+    z = acts["h.0.attn.z"][..., 4:8]
+    mean = np.concatenate([z[0, 2:], z[1]]).mean(0)
+    _, changed = analyze.ablate_heads(gpt, tokens, [(0, 1)], mean=True, pads=pads)
+    np.testing.assert_allclose(changed["h.0.attn.z"][1, :, 4:8], np.tile(mean, (5, 1)), atol=1e-15)
+    with pytest.raises(ValueError, match="no pads that can be changed"):
+        analyze.run_with(gpt, tokens, {"pads": np.array([0, 0])}, pads=pads)

@@ -301,3 +301,66 @@ def test_long_pairs_are_shortened_and_few_stories_refused():
         next(bert.pair_batches([["the", "cat"]], tokenizer, 2, 9, np.random.default_rng(0)))
     with pytest.raises(ValueError, match="at least 5, not 4"):
         next(bert.pair_batches(stories, tokenizer, 2, 4, np.random.default_rng(0)))
+
+
+def test_erf_of_integers_is_that_of_the_same_numbers():
+    """Their table would be one of integers: zeros."""
+    for x in (2, [0, 1, -2], np.array([0, 1, -2]), np.array([3], np.uint8)):
+        np.testing.assert_array_equal(bert.erf(x), bert.erf(np.asarray(x, np.float64)))
+    assert bert.erf(1) == math.erf(1)
+
+
+def test_a_loss_is_of_batches_that_fit():
+    bert_model, rng = model(), np.random.default_rng(0)
+    tokens = rng.integers(5, N_VOCAB, (2, 3))
+    mask = np.array([[1, 0, 1], [0, 0, 1]])
+    loss, grads = bert_model.loss_and_grads(tokens, tokens, mask, is_next=[1, 0])
+    again, _ = bert_model.loss_and_grads(
+        tokens.tolist(), tokens.tolist(), mask.tolist(), is_next=np.array([True, False])
+    )
+    assert again == loss
+    single = bert_model.loss_and_grads(tokens[0], tokens[0], mask[0])[0]
+    assert single == bert_model.loss_and_grads(tokens[:1], tokens[:1], mask[:1])[0]
+    for what, wrong in (("targets", (tokens.T, mask)), ("mask", (tokens, mask.T))):
+        with pytest.raises(ValueError, match=f"{what} have shape"):
+            bert_model.loss_and_grads(tokens, *wrong)
+    for is_next in (True, [1], [2, 0], [1, 0, 1]):
+        with pytest.raises(ValueError, match="is_next must be 0 or 1 for each of the 2 rows"):
+            bert_model.loss_and_grads(tokens, tokens, mask, is_next=is_next)
+
+
+def test_it_is_filled_in_by_a_bert_with_its_tokenizer():
+    tokenizer = vocabulary("uncased")
+    config = Config(tokenizer.n_vocab, 16, 6, 2, 1)
+    small = bert.Bert(config, bert.init(config, np.random.default_rng(0)))
+    (five,) = bert.fill_mask(small, tokenizer, "the [MASK]", np.uint8(5))
+    assert five == bert.fill_mask(small, tokenizer, "the [MASK]")[0] and len(five) == 5
+    for k, error in ((0, ValueError), (-1, ValueError), (2.0, TypeError)):
+        with pytest.raises(error, match="k must be"):
+            bert.fill_mask(small, tokenizer, "the [MASK]", k)
+    with pytest.raises(TypeError, match="not WordPiece and Bert"):
+        bert.fill_mask(tokenizer, small, "the [MASK]")
+
+
+def test_it_is_told_from_a_model_that_writes():
+    import numpygpt
+    from numpygpt import evaluate
+
+    tokenizer = vocabulary("uncased")
+    config = Config(tokenizer.n_vocab, 16, 6, 2, 1)
+    small = bert.Bert(config, bert.init(config, np.random.default_rng(0)))
+    with pytest.raises(TypeError, match="a WordPiece is not the tokenizer of a model that writes"):
+        numpygpt.complete(small, tokenizer, "the", 3)
+    with pytest.raises(TypeError, match="does not predict the next token"):
+        evaluate.lambada(small, tokenizer, ["the the"])
+    for ids in ([1.0], "ab", [True]):
+        with pytest.raises(TypeError, match="an id must be an integer"):
+            tokenizer.decode(ids)
+    assert tokenizer.decode(np.array([5, 6], np.uint8)) == tokenizer.decode([5, 6])
+    rows = [[5, 6, 7]]
+    for kind in (list, np.array):
+        hidden, mask = bert.mask_tokens(kind(rows), [], 4, 50, np.random.default_rng(1), 1.0)
+        assert hidden.shape == (1, 3) and mask.all()
+    for rng in (0, None):
+        with pytest.raises(TypeError, match="rng must be a NumPy Generator"):
+            bert.init(config, rng)

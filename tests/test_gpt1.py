@@ -112,3 +112,11 @@ def test_complete_writes_with_gpt1s_own_tokenizer(loaded):
     ]
     (text,) = numpygpt.complete(model, tokenizer, "the cat", 6, temperature=0)
     assert text == "".join(tokenizer.decode_stream(new))
+
+
+def test_only_ids_are_decoded(loaded):
+    tokenizer = loaded[1]
+    assert tokenizer.decode(np.array([5, 6], np.uint8)) == tokenizer.decode([5, 6])
+    for ids in ([1.0], "ab", [True]):
+        with pytest.raises(TypeError, match="an id must be an integer"):
+            tokenizer.decode(ids)

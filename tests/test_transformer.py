@@ -285,3 +285,35 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="wte.weight is missing"):
         params = {n: p for n, p in ours.params.items() if n != "wte.weight"}
         transformer.Transformer(ours.config, params)
+
+
+def test_a_loss_is_of_batches_that_fit():
+    source, real, target, targets, mask = models.transformer_batch()
+    ours = model()
+    loss, _ = ours.loss_and_grads(source, real, target, targets, mask)
+    lists = (source.tolist(), real.tolist(), target.tolist(), targets.tolist(), mask.tolist())
+    assert ours.loss_and_grads(*lists)[0] == loss
+    with pytest.raises(ValueError, match="targets have shape"):
+        ours.loss_and_grads(source, real, target, targets.T, mask)
+    with pytest.raises(ValueError, match="targets hold the id"):
+        ours.loss_and_grads(source, real, target, np.full_like(targets, 10**6))
+    with pytest.raises(ValueError, match="mask is 0 everywhere"):
+        ours.loss_and_grads(source, real, target, targets, np.zeros_like(mask))
+    for smoothing in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="smoothing must lie between 0 and 1"):
+            ours.loss_and_grads(source, real, target, targets, mask, smoothing)
+
+
+def test_what_cannot_be_written_is_refused():
+    ours, source = model(), models.transformer_batch()[0]
+    whole = transformer.greedy(ours, source, START, END, 4)
+    assert transformer.greedy(ours, source, np.uint8(START), np.uint8(END), np.uint8(4)) == whole
+    with pytest.raises(TypeError, match="max_new_tokens must be an integer"):
+        transformer.greedy(ours, source, START, END, 4.5)
+    with pytest.raises(ValueError, match="the id 1000, which never comes"):
+        transformer.greedy(ours, source, START, 1000, 4)
+    with pytest.raises(ValueError, match=f"for one source, not for {len(source)}"):
+        transformer.beam(ours, source, START, END, 4)
+    for rng in (0, None):
+        with pytest.raises(TypeError, match="rng must be a NumPy Generator"):
+            transformer.init(models.TRANSFORMER, rng)

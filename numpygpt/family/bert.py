@@ -24,7 +24,15 @@ import numpy as np
 
 from numpygpt import ops
 from numpygpt.family.transformer import attention, attention_backward, padding
-from numpygpt.model import Config, check_ids, check_params, described
+from numpygpt.model import (
+    Config,
+    check_ids,
+    check_init,
+    check_params,
+    check_targets,
+    described,
+)
+from numpygpt.sample import check_count
 
 # ---- exact GELU ---------------------------------------------------------------------------------
 
@@ -47,6 +55,9 @@ def erf(x):
     whose next term is at most 1.01e-16. Measured: within 2.3e-16 of `math.erf` in float64, and nine
     times as fast as calling that for each number.
     """
+    x = np.asarray(x)
+    if not np.issubdtype(x.dtype, np.floating):  # a table of integers would hold zeros alone
+        x = x.astype(np.float64)
     size = np.abs(x)
     at = np.rint(np.fmin(size, END) / STEP)
     x0 = at * STEP
@@ -112,6 +123,7 @@ def parameter_shapes(config: Config, n_segments=2, heads=HEADS) -> dict[str, tup
 
 def init(config: Config, rng: np.random.Generator, dtype=np.float32) -> dict[str, np.ndarray]:
     """Random parameters as BERT's were: matrices and tables normal with std 0.02, biases 0."""
+    check_init(rng, dtype)
     params = {}
     for name, shape in parameter_shapes(config).items():
         if len(shape) == 1:
@@ -279,6 +291,7 @@ class Bert:
 
         tokens: with the chosen ones hidden; targets: as they were; mask: 1 where one was chosen.
         """
+        tokens, targets, mask = check_targets(self.config, tokens, targets, mask)
         masked, following, acts = self.forward(tokens, segments, real)
         one = self.dtype.type(1)
         if masked is None:
@@ -290,6 +303,8 @@ class Bert:
         if is_next is not None:
             if following is None:
                 raise ValueError("this BERT has no next-sentence head (cls.seq_relationship)")
+            if np.shape(is_next) != (len(tokens),) or not np.isin(is_next, (0, 1)).all():
+                raise ValueError(f"is_next must be 0 or 1 for each of the {len(tokens)} rows")
             label = 1 - np.asarray(is_next, int)  # 0 is "follows", as published
             loss = loss + ops.cross_entropy(following, label)
             dfollowing = ops.cross_entropy_backward(one, following, label)
@@ -318,6 +333,10 @@ def fill_mask(model: Bert, tokenizer: "WordPiece", text: str, k: int = 5):
     Several are filled in one at a time, each as if the others stayed hidden. Raises ValueError for
     a text without [MASK], one too long, and a model without the head.
     """
+    if not isinstance(model, Bert) or not isinstance(tokenizer, WordPiece):
+        found = f"{type(model).__name__} and {type(tokenizer).__name__}"
+        raise TypeError(f"a BERT and its WordPiece tokenizer fill in, not {found}")
+    k = check_count("k", k, 1)
     if "masked" not in model.heads:
         raise ValueError(
             "this BERT has no masked-word head (cls.predictions), so it cannot fill in"
@@ -413,9 +432,10 @@ class WordPiece:
     def __repr__(self):
         return f"WordPiece({self.n_vocab:,} tokens, {'uncased' if self.lower else 'cased'})"
 
-    def encode(self, text: str, allowed_special=()) -> list[int]:
-        """The ids of a text, without [CLS] and [SEP]; special tokens are plain text unless allowed.
+    def encode(self, text: str, allowed_special=(), begins: bool = True) -> list[int]:
+        """The ids of a text, whether it begins or goes on, without [CLS] and [SEP].
 
+        Special tokens are plain text unless allowed.
         Raises TypeError for anything but a str and ValueError for what is not a special token.
         """
         if not isinstance(text, str):
@@ -458,10 +478,11 @@ class WordPiece:
     def decode(self, ids) -> str:
         """The pieces with a space before each word: not the text, whose spaces are lost.
 
-        Raises ValueError for an id that does not exist.
+        Raises ValueError for an id that does not exist, TypeError for what is not an integer.
         """
         text = ""
         for i in ids:
+            i = check_count("an id", i)
             if not 0 <= i < self.n_vocab:
                 raise ValueError(f"the id {i} does not exist: there are 0 to {self.n_vocab - 1}")
             token = self.tokens[i]
@@ -496,6 +517,7 @@ def mask_tokens(tokens, special, mask_id: int, n_vocab: int, rng, share: float =
     would have nothing to say of a text without it; so it has to doubt every token. `special`: ids
     that are never chosen.
     """
+    tokens = np.asarray(tokens)
     mask = (rng.random(tokens.shape) < share) & ~np.isin(tokens, list(special))
     fate = rng.random(tokens.shape)
     anything = rng.integers(n_vocab, size=tokens.shape)

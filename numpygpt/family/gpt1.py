@@ -17,6 +17,7 @@ from numpygpt import model as gpt2
 from numpygpt import ops
 from numpygpt.bpe import joined
 from numpygpt.family.bert import words
+from numpygpt.sample import check_count
 
 UNKNOWN, LAST = "<unk>", "</w>"
 
@@ -159,7 +160,7 @@ class CharacterBPE:
     def decode(self, ids) -> str:
         """The pieces joined, with a space between words: not the text, whose spaces are lost.
 
-        Raises ValueError for an id that does not exist.
+        Raises ValueError for an id that does not exist, TypeError for what is not an integer.
         """
         return "".join(self.decode_stream(ids)).removeprefix(" ")
 
@@ -174,6 +175,7 @@ class CharacterBPE:
         """
         new_word = True
         for i in ids:
+            i = check_count("an id", i)
             if not 0 <= i < self.n_vocab:
                 raise ValueError(f"the id {i} does not exist: there are 0 to {self.n_vocab - 1}")
             token = self.tokens[i]

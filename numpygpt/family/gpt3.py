@@ -16,6 +16,7 @@ import numpy as np
 
 from numpygpt import ops
 from numpygpt.model import GPT2, Config, check_input, described, with_ops
+from numpygpt.sample import check_count
 
 # ---- the eight sizes ----------------------------------------------------------------------------
 
@@ -95,8 +96,7 @@ class GPT3:
     """
 
     def __init__(self, config: Config, params: dict[str, np.ndarray], band: int):
-        if isinstance(band, bool) or not isinstance(band, int) or band < 1:
-            raise ValueError(f"band must be a positive number of positions, not {band!r}")
+        band = check_count("band", band, 1)
         dense = GPT2(config, params)
         banded = with_ops(dense, attention_scores=functools.partial(banded_scores, band=band))
         self.config, self.params, self.dtype, self.band = config, params, dense.dtype, band

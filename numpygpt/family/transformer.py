@@ -30,10 +30,13 @@ from numpygpt.model import (
     Config,
     append,
     check_ids,
+    check_init,
     check_params,
+    check_targets,
     described,
     new_cache,
 )
+from numpygpt.sample import check_count, check_stop
 
 # ---- operations that GPT-2 does not have --------------------------------------------------------
 
@@ -102,11 +105,15 @@ def smoothed_cross_entropy(logits, targets, mask=None, smoothing=0.1):
 
     e = smoothing, and x are the V logits of a position. The least loss is not 0, and exp(loss) is
     not a perplexity: the model is kept from being certain, which the paper found to cost perplexity
-    and to help its translations.
+    and to help its translations. Raises ValueError as `ops.cross_entropy`, and for an e outside
+    [0, 1].
     """
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"smoothing must lie between 0 and 1, not {smoothing}")
+    loss = ops.cross_entropy(logits, targets, mask)  # which refuses what does not fit
     weight, chosen = _weight_and_chosen(logits, targets, mask)
     margin = np.take_along_axis(logits, chosen, -1)[..., 0] - logits.mean(-1)
-    return ops.cross_entropy(logits, targets, mask) + smoothing * (weight * margin).sum()
+    return loss + smoothing * (weight * margin).sum()
 
 
 def smoothed_cross_entropy_backward(dy, logits, targets, mask=None, smoothing=0.1):
@@ -155,6 +162,7 @@ def init(config: Config, rng: np.random.Generator, dtype=np.float32) -> dict[str
     The table has variance 1 / C: times sqrt(C) an embedding is then of the size of a sinusoid, and
     unembedded, a normalised row gives logits of the size of 1. The paper does not say.
     """
+    check_init(rng, dtype)
     params = {}
     for name, shape in parameter_shapes(config).items():
         if len(shape) == 1:
@@ -299,6 +307,7 @@ class Transformer:
 
     def loss_and_grads(self, source, real, target, targets, mask=None, smoothing=0.1):
         """The smoothed loss, mean over the targets where mask (B, T) is 1, and its gradients."""
+        target, targets, mask = check_targets(self.config, target, targets, mask)
         logits, acts = self.forward(source, target, real)
         loss = smoothed_cross_entropy(logits, targets, mask, smoothing)
         one = self.dtype.type(1)
@@ -373,6 +382,8 @@ def _checked(tokens, what, config, past=0):
 
 def greedy(model: Transformer, source, start: int, end: int, max_new_tokens: int, real=None):
     """At each step the likeliest id: a list of ids for each source (B, S), without `end`."""
+    max_new_tokens = check_count("max_new_tokens", max_new_tokens, 0)
+    (end,) = check_stop(end, model.config.n_vocab)
     reader = model.read(source, real)
     rows = len(np.atleast_2d(source))
     cache, tokens = reader.cache(rows), np.full((rows, 1), start)
@@ -389,6 +400,8 @@ def beam(model, source, start: int, end: int, max_new_tokens: int, num_beams=4, 
 
     The paper uses 4 beams and divides log p by ((5 + length) / 6)^0.6; here it is length^0.6.
     """
+    if len(np.atleast_2d(source)) != 1:
+        raise ValueError(f"beams write for one source, not for {len(source)}: one after another")
     found = beam_search(model.read(source), [start], max_new_tokens, num_beams, length_penalty, end)
     ids, score = found[0]
     return ids[:-1] if ids[-1] == end else ids, score

@@ -15,7 +15,8 @@ import numpy as np
 
 from numpygpt import evaluate, ops
 from numpygpt.family import bert, gpt1, gpt3, transformer
-from numpygpt.model import SIZES, Config, parameter_shapes
+from numpygpt.model import GPT2, SIZES, Config, check_ids, parameter_shapes
+from numpygpt.sample import check_count, check_logits, check_rng
 
 # ---- of a configuration -------------------------------------------------------------------------
 
@@ -186,24 +187,37 @@ def logit_lens(model, acts) -> dict[str, np.ndarray]:
 
     The final layer norm and the unembedding are applied to every `resid_pre` of the record and
     to the last `resid_post`: name -> logits (B, T, V). Source: nostalgebraist 2020, "interpreting
-    GPT: the logit lens".
+    GPT: the logit lens". Raises ValueError for a record that lacks them, and TypeError for a
+    relative without a final layer norm.
     """
+    _check_record(model, acts, "h.0.resid_pre")
+    table = getattr(model, "ops", ops)  # GPT-3 has no table of its own
     p = model.params
     last = f"h.{model.config.n_layer - 1}.resid_post"
     lens = {}
     for name, x in acts.items():
         if name.endswith("resid_pre") or name == last:
             eps = model.config.layer_norm_epsilon
-            x = model.ops.layer_norm(x, p["ln_f.weight"], p["ln_f.bias"], eps)
-            lens[name] = model.ops.unembed(x, p.get("lm_head.weight", p["wte.weight"]))
+            x = table.layer_norm(x, p["ln_f.weight"], p["ln_f.bias"], eps)
+            lens[name] = table.unembed(x, p.get("lm_head.weight", p["wte.weight"]))
     return lens
+
+
+def _check_record(model, acts, name):
+    if "ln_f.weight" not in model.params:
+        raise TypeError(f"a {type(model).__name__} has no final layer norm to look through")
+    if name not in acts:
+        raise ValueError(f'the record has no {name}: run forward with keep="everything"')
 
 
 def likeliest(logits, count: int = 1):
     """The `count` likeliest tokens, best first, and their probabilities: (..., V) -> (..., count).
 
-    Of equals the lower id comes first. Probabilities are in float64.
+    Of equals the lower id comes first. Probabilities are in float64. Raises FloatingPointError for
+    logits that are NaN or infinite.
     """
+    count = check_count("count", count, 1)
+    check_logits(np.asarray(logits))
     log_p = ops.log_softmax(np.asarray(logits, np.float64))
     ids = np.argsort(-log_p, axis=-1, kind="stable")[..., :count]
     return ids, np.exp(np.take_along_axis(log_p, ids, -1))
@@ -257,12 +271,16 @@ def logit_attribution(model, acts, targets, against=None) -> dict[str, np.ndarra
 
     targets: ids (B, T), or one for all. against: ids likewise; then what each part adds to
     logit(target) - logit(against), which leaves out all that makes both likelier.
+
+    Raises ValueError or TypeError for what are not such ids, and as `logit_lens` does.
     """
+    _check_record(model, acts, "wte")
     p, config = model.params, model.config
     table = p.get("lm_head.weight", p["wte.weight"])
-    u = table[targets].astype(np.float64)
+    shape = acts["wte"].shape[:2]
+    u = table[_check_targets(config, targets, shape)].astype(np.float64)
     if against is not None:
-        u = u - table[against]
+        u = u - table[_check_targets(config, against, shape)]
     last = acts[f"h.{config.n_layer - 1}.resid_post"].astype(np.float64)
     scale = np.sqrt(last.var(-1, keepdims=True) + config.layer_norm_epsilon)
     direction = u * p["ln_f.weight"] / scale  # (B, T, C)
@@ -281,6 +299,13 @@ def logit_attribution(model, acts, targets, against=None) -> dict[str, np.ndarra
         shares[h + "mlp"] = share(acts[h + "mlp.c_proj"])
     shares["ln_f.bias"] = np.broadcast_to(u @ p["ln_f.bias"], last.shape[:2])
     return shares
+
+
+def _check_targets(config, ids, shape):
+    ids = np.asarray(ids)
+    if ids.shape not in ((), shape[1:], shape):
+        raise ValueError(f"the ids must be one, or of shape {shape}, not of {ids.shape}")
+    return check_ids(np.broadcast_to(ids, shape), "targets", config.n_vocab)
 
 
 def attention_statistics(pattern) -> dict[str, np.ndarray]:
@@ -320,6 +345,8 @@ def induction(model, length: int = 50, rows: int = 4, *, rng: np.random.Generato
     first: an id to put in front, such as the end token. Positions still count without it. Source:
     Olsson et al. 2022, "In-context Learning and Induction Heads".
     """
+    length, rows = check_count("length", length), check_count("rows", rows, 1)
+    check_rng(rng)
     before = [] if first is None else [first]
     fits = (model.config.n_ctx - len(before)) // 2
     if not 1 < length <= fits:
@@ -349,8 +376,11 @@ def run_with(model, tokens, changes: dict, pads=None):
     changes: name -> the array that takes the entry's place, or a function of what was computed that
     returns it. All that comes after is computed from it: this is how "does the model use this?" is
     asked. Returns logits and the record, in which the changed entries stand as changed.
-    Raises ValueError for a name that the record does not have, and for another shape.
+    Raises ValueError for a name that the record does not have, and for another shape, and TypeError
+    for a relative of GPT-2.
     """
+    if not isinstance(model, GPT2):
+        raise TypeError(f"a GPT-2 can be run with changes, and not a {type(model).__name__}")
     taken = {}
 
     def get(name, computed):
@@ -367,7 +397,7 @@ def run_with(model, tokens, changes: dict, pads=None):
 
     given = types.SimpleNamespace(get=get)  # all that `forward` asks of it
     logits, acts = model.forward(tokens, pads=pads, keep="everything", given=given)
-    if unknown := [name for name in changes if name not in taken or name == "tokens"]:
+    if unknown := [name for name in changes if name not in taken or name in ("tokens", "pads")]:
         raise ValueError(
             f"the record has no {', '.join(unknown)} that can be changed: an entry is called like "
             "h.0.attn.z or ln_f"
@@ -393,7 +423,10 @@ def patch(model, tokens, name, record, head=None, position=None, pads=None):
                 "the two runs need equally many tokens"
             )
         array = array.copy()
-        array[part] = record[name][part]
+        try:
+            array[part] = record[name][part]
+        except IndexError:
+            raise ValueError(f"{name}, {array.shape}, has no position {position!r}") from None
         return array
 
     if name not in record:
@@ -404,21 +437,26 @@ def patch(model, tokens, name, record, head=None, position=None, pads=None):
 def ablate_heads(model, tokens, heads, mean=False, pads=None):
     """The run in which some heads, pairs (layer, head), write nothing: logits and record.
 
-    mean: instead of 0 a head's z is its mean over the tokens of this run, which takes away what it
-    tells one token from another by, but leaves what it adds everywhere. Either way the model meets
+    heads: pairs (layer, head). mean: instead of 0 a head's z is its mean over the tokens of this
+    run, padding left out, which takes away what it tells one token from another by, but leaves what
+    it adds everywhere. Either way the model meets
     a state that it never met in training: a loss that grows shows that the head was relied on, one
     that does not may mean that later heads stand in for it.
     """
     changes = {}
+    if any(np.shape(pair) != (2,) for pair in heads):
+        raise TypeError(f"heads must be pairs (layer, head), not {heads!r}")
     for layer, head in heads:
-        name = f"h.{layer}.attn.z"
+        name = f"h.{check_count('layer', layer)}.attn.z"
         changes.setdefault(name, []).append(_part(model, name, head, None))
 
     def ablated(parts):
         def change(z):
             z = z.copy()
+            padding = 0 if pads is None else np.asarray(pads)[:, None]
+            real = np.broadcast_to(np.arange(z.shape[1]) >= padding, z.shape[:2])
             for part in parts:
-                z[part] = z[part].mean((0, 1)) if mean else 0
+                z[part] = z[part][real].mean(0) if mean else 0
             return z
 
         return change
@@ -439,6 +477,7 @@ def _part(model, name, head, position):
     )
     by_head = name.rpartition(".")[2] in ("q", "k", "v", "scores", "pattern")
     if head is not None:
+        head = check_count("head", head)
         if not 0 <= head < config.n_head:
             raise ValueError(f"there is no head {head}: the model has 0 to {config.n_head - 1}")
         if by_head:
