@@ -262,3 +262,23 @@ def test_what_cannot_be_drawn_is_said_in_one_line(
     err = capsys.readouterr().err
     assert sentence in err and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_head_and_no_label_is_left_out_without_a_word():
+    patterns = np.full((4, 3, 3), 1 / 3)
+    labels = ["a", "b", "c"]
+    for wrong in (patterns[0, :2], patterns[0, :, :2], patterns):
+        with pytest.raises(ValueError, match="a pattern of 3 queries and 3 keys is not of shape"):
+            plot.attention(plot.figure()[1][0], wrong, labels)
+    with pytest.raises(ValueError, match="a pattern of 2 queries"):
+        plot.heads(plot.figure(2, rows=2)[1], patterns, labels[:2])
+    with pytest.raises(ValueError, match="3 axes are too few for 4 heads"):
+        plot.heads(plot.figure(3)[1], patterns, labels)
+    ax = plot.attention(plot.figure()[1][0], patterns[0, -2:], labels[-2:], labels)
+    assert len(ax.get_xticks()) == 3 and len(ax.get_yticks()) == 2
+
+
+def test_a_model_that_is_certain_has_a_picture_as_well():
+    _, (left, right) = plot.figure(2)
+    assert plot.logprobs(left, [0.0, 0.0], ["a", "b"]).get_ylim() == (0, 1)
+    assert plot.repetition(right, [np.nan, 0.0, 0.0, 0.0]).get_ylim() == (0, 1)

@@ -125,10 +125,11 @@ def loss_curve(ax, tokens, losses, validation=None):
 def attention(ax, pattern, queries, keys=None, colorbar=True):
     """The weights of one head (T, S): each row is a query, each column a key it looks at.
 
-    The T queries are the last of the S positions; what they must not see is hatched.
+    The T queries are the last of the S positions; what they must not see is hatched. Raises
+    ValueError for labels that are not as many as the positions.
     """
     keys = queries if keys is None else keys
-    image = _pattern(ax, pattern)
+    image = _pattern(ax, pattern, queries, keys)
     _tokens_on(ax.xaxis, keys, rotation=90)
     _tokens_on(ax.yaxis, queries)
     ax.set_xlabel(_key("key: the token that is looked at\n", keys, "hatched: not to be seen"))
@@ -138,7 +139,12 @@ def attention(ax, pattern, queries, keys=None, colorbar=True):
     return ax
 
 
-def _pattern(ax, pattern):
+def _pattern(ax, pattern, queries, keys):
+    if np.shape(pattern) != (len(queries), len(keys)):
+        raise ValueError(
+            f"a pattern of {len(queries)} queries and {len(keys)} keys is not of shape "
+            f"{np.shape(pattern)}: it is that of one head, and every token has a label"
+        )
     t, s = np.shape(pattern)
     future = np.triu(np.ones((t, s), bool), s - t + 1)
     ax.patch.set(**MASKED)
@@ -148,11 +154,14 @@ def _pattern(ax, pattern):
 def heads(axes, patterns, queries, keys=None):
     """All heads of a layer, patterns (H, T, S), one in each Axes, with one colour bar.
 
-    axes: of `figure(columns, rows=...)`, at least H; what is left over is taken away.
+    axes: of `figure(columns, rows=...)`, at least H; what is left over is taken away. Raises
+    ValueError for too few, and as `attention`.
     """
     keys = queries if keys is None else keys
+    if len(axes) < len(patterns):
+        raise ValueError(f"{len(axes)} axes are too few for {len(patterns)} heads")
     for head, (ax, pattern) in enumerate(zip(axes, patterns, strict=False)):
-        image = _pattern(ax, pattern)
+        image = _pattern(ax, pattern, queries, keys)
         ax.set_title(f"head {head}", fontsize=10)
         place = ax.get_subplotspec()
         lowest = head + place.get_gridspec().ncols >= len(patterns)
@@ -208,7 +217,7 @@ def logprobs(ax, nats, labels, entropy=None):
     ax.set_ylabel("nats")
     ax.set_title(f"mean surprise {np.nanmean(nats):.2f} nats per token", fontsize=10)
     ax.legend(loc="upper right")
-    ax.set_ylim(0, 1.25 * np.nanmax(nats))
+    ax.set_ylim(0, 1.25 * np.nanmax(nats) or 1.0)
     return ax
 
 
@@ -265,7 +274,7 @@ def repetition(ax, nats):
         text = f"{name}\nmean {np.nanmean(nats[start : start + n]):.2f}"
         place = ax.get_xaxis_transform()
         ax.text(start + n / 2, 0.98, text, ha="center", va="top", transform=place)
-    ax.set_ylim(0, 1.25 * np.nanmax(nats))
+    ax.set_ylim(0, 1.25 * np.nanmax(nats) or 1.0)
     ax.set_xlabel("position")
     ax.set_ylabel("loss, nats per token")
     return ax
