@@ -308,15 +308,15 @@ class Tokenizer:
 
     def _patterns_of(self, allowed):
         """Two patterns, of the tokens found first and of the late ones, those that there are."""
-        if allowed not in self._patterns:
+        patterns = self._patterns.get(allowed)
+        if patterns is None:
             longest_first = sorted(allowed, key=len, reverse=True)
             turns = [
                 [t for t in longest_first if self.rules[t].late is late] for late in (False, True)
             ]
-            self._patterns = {
-                allowed: [re.compile("|".join(map(re.escape, turn))) for turn in turns if turn]
-            }
-        return self._patterns[allowed]
+            patterns = [re.compile("|".join(map(re.escape, turn))) for turn in turns if turn]
+            self._patterns = {allowed: patterns}  # another thread may put its own there at once
+        return patterns
 
     def _find(self, pattern, text):
         """The text cut at the special tokens that the pattern finds, from the left."""

@@ -102,7 +102,7 @@ def train(model, batches, settings: Settings, state: optim.AdamState):
             )
             del grads  # not to be kept beside those of the next step
             seconds = max(time.perf_counter() - start, 1e-6)  # a clock may stand still
-            count = tokens.size
+            count = np.size(tokens)
             yield Step(state.step, float(loss), lr, norm, count, count / seconds)
 
 

@@ -604,3 +604,20 @@ def test_a_file_of_merges_with_and_without_a_version(version):
     for wrong in ("abc", "a b c", " b", "a "):
         with pytest.raises(ValueError, match=f"file, line {line}: expected two symbols"):
             parse_merges(f"{version}a b\n{wrong}\nb c\n", "file")
+
+
+def test_a_tokenizer_serves_several_threads():
+    """What one thread has found in a shared dict may be gone when it takes it."""
+    tokenizer = Tokenizer.gpt2()
+
+    class Replaced(dict):
+        """As if another thread came in between: whoever asks finds, and then all is replaced."""
+
+        def __contains__(self, key):
+            tokenizer._patterns = {}
+            return dict.__contains__(self, key)
+
+    allowed = {"<|endoftext|>"}
+    ids = tokenizer.encode("Hi<|endoftext|>", allowed)
+    tokenizer._patterns = Replaced(tokenizer._patterns)
+    assert tokenizer.encode("Hi<|endoftext|>", allowed) == ids == [17250, 50256]

@@ -319,3 +319,10 @@ def test_an_editable_install_is_found_beside_a_clone_called_numpygpt(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     for words in (["-c", "import numpygpt; numpygpt.load"], ["-m", "numpygpt", "--help"]):
         subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment, check=True)
+
+
+@pytest.mark.parametrize("wrong", [5, None, True, b"stories", ["stories"], 1.5])
+def test_what_is_neither_text_nor_a_path_is_refused(wrong):
+    """An int would be taken for the number of an open file."""
+    with pytest.raises(TypeError, match="give the name of a model or a folder, not"):
+        pretrained.load(wrong)

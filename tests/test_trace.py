@@ -319,3 +319,10 @@ def test_misuse_is_one_sentence_and_status_2(arguments, folder, tmp_path, capsys
 def test_the_catalogue_is_printed(capsys):
     assert cli.main(["trace", "--list"]) == 0
     assert "blocks.{i}.attn.hook_pattern" in capsys.readouterr().out
+
+
+def test_a_replay_takes_ids_as_forward_does(model):
+    for tokens in ([1, 2, 3], [[1, 2, 3]], np.array([1, 2, 3], np.uint8)):
+        record = trace.replay(model, tokens, chunks=[1, 2])
+        whole = model.forward([1, 2, 3], keep="everything")[1]
+        np.testing.assert_allclose(record["logits"], whole["logits"], atol=1e-5)

@@ -288,3 +288,15 @@ def test_settings_are_numbers_of_every_kind():
     for wrong in ({"lr": "a"}, {"lr": True}, {"beta1": None}):
         with pytest.raises(TypeError, match="must be a number"):
             train.Settings(5, **wrong)
+
+
+def test_batches_may_be_lists():
+    gpt, _, state = new_run()
+    batch = [[1, 2], [3, 4]], [[2, 3], [4, 5]], [[1, 1], [1, 0]]
+    as_arrays, _, other = new_run()
+    arrays = tuple(np.array(part) for part in batch)
+    settings = train.Settings(2, warmup=0)
+    ours = list(train.train(gpt, [batch] * 2, settings, state))
+    theirs = list(train.train(as_arrays, [arrays] * 2, settings, other))
+    assert [(s.loss, s.tokens) for s in ours] == [(s.loss, s.tokens) for s in theirs]
+    assert ours[0].tokens == 4

@@ -144,6 +144,7 @@ def replay(model: GPT2, tokens, pads=None, chunks=None, theirs=None) -> dict[str
     ours. Without `theirs` this is the record of `forward` itself, with positions for every row.
     Raises ValueError for chunks that do not add up to T.
     """
+    tokens = np.atleast_2d(tokens)
     chunks = chunks or [tokens.shape[1]]
     if min(chunks) < 1 or sum(chunks) != tokens.shape[1]:
         raise ValueError(f"the chunks {chunks} do not add up to the {tokens.shape[1]} tokens")

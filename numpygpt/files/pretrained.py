@@ -26,8 +26,9 @@ def load(
     A folder of a BERT or a GPT-1 gives that: `family.bert.Bert` or `family.gpt1.GPT1`.
     `fetch(name)` -> folder is asked for a model that is not on this machine; by default nobody is.
 
-    Raises ValueError for an unknown name, FileNotFoundError for what is not on this machine, and
-    CheckpointError (a ValueError) for files that are damaged, incomplete, or not a GPT-2.
+    Raises ValueError for an unknown name, TypeError for what is neither text nor a path,
+    FileNotFoundError for what is not on this machine, and CheckpointError (a ValueError) for files
+    that are damaged, incomplete, or not a GPT-2.
     """
     folder = find(name_or_folder, fetch)
     if adapter.is_adapter(folder):
@@ -68,6 +69,8 @@ def _with_lora(folder, fetch):
 
 def find(name_or_folder: str | os.PathLike, fetch: Callable[[str], Path] | None = None) -> Path:
     """The folder with a model's files; `fetch` and what it raises as in `load`."""
+    if not isinstance(name_or_folder, str | os.PathLike):
+        raise TypeError(f"give the name of a model or a folder, not {name_or_folder!r:.200}")
     if isinstance(name_or_folder, os.PathLike):
         return _snapshot_or_folder(Path(name_or_folder))
     if name_or_folder == "stories":
