@@ -326,6 +326,20 @@ PARTLY = [  # function, its body, points, and what the message must say
     ("linear", "return x.astype(float) @ w + b.astype(float)", 2.25, "Wrong: (B, T, N) in float32"),
     ("layer_norm", "m = x.mean(-1, keepdims=True); v = x.var(-1, keepdims=True)\n"
      "    return g * (x - m) / np.sqrt(v + 1e-5) + b", 3.33, "another eps in float64"),
+    ("cross_entropy", "m = np.ones(targets.shape, bool) if mask is None else mask\n"
+     "    l, t = x[m], targets[m]\n"
+     "    return (np.log(np.exp(l).sum(-1)) - l[np.arange(len(t)), t]).mean()",
+     2.5, "the mistake no-maximum"),
+    ("cross_entropy", "m = targets >= 0  # whatever the mask says\n"
+     "    l, t = x[m], targets[m]; l = l - l.max(-1, keepdims=True)\n"
+     "    return (np.log(np.exp(l).sum(-1)) - l[np.arange(len(t)), t]).mean()",
+     2.5, "Wrong: with a mask in float64"),
+    ("linear_backward", "return dy @ w.T, np.einsum('btn,btm->nm', x, dy), dy.sum((0, 1))",
+     2, "Wrong: (T, N) in float64"),
+    ("layer_norm_backward", "m = x.mean(-1, keepdims=True); c = x.shape[-1]\n"
+     "    r = 1 / np.sqrt(x.var(-1, keepdims=True) + eps); n = (x - m) * r; d = dy * g\n"
+     "    s = d.sum(-1, keepdims=True) + n * (d * n).sum(-1, keepdims=True)\n"
+     "    return r * (d - s / c), (dy * n).sum(0), dy.sum(0)", 3, "dg has shape ("),
     ("top_k", "return x", 0, "values of the result"),  # what k above V asks for is not the work
     ("top_k", "return np.where(x >= np.sort(x, -1)[..., [-k]], x, -np.inf)", 1, "k above V"),
 ]  # fmt: skip
@@ -334,6 +348,7 @@ PARTLY = [  # function, its body, points, and what the message must say
 @pytest.mark.parametrize(("name", "body", "points", "words"), PARTLY)
 def test_a_part_that_is_right_has_its_share(name, body, points, words, fixture):
     names = BY_NAME[name].arguments.replace("logits", "x").replace("eps", "eps=1e-5")
+    names = names.replace("mask", "mask=None")
     result = judged(name, f"def {name}({names}):\n    {body}\nimport numpy as np", fixture)
     assert result.score == points
     assert words in result.message(), result.message()
@@ -356,6 +371,13 @@ WORDS = [  # function, its body, and what the message must say
     ("cross_entropy", "return 2.5", "the result is 2.5 instead of "),
     ("encode", "return [999999]", "token 0 is 999999, which is not an id instead of "),
     ("encode", "return [0.5]", "token 0 is 0.5, which is not an id instead of "),
+    ("encode", "return (i for i in vocab)", "returned no numbers but generator"),
+    ("encode", "return list(text)", "returned no numbers but texts"),
+    ("decode", "return b'It'", "returned no numbers but bytes"),
+    ("linear_backward", "return {'dx': dy, 'dw': w, 'db': b}",
+     "returned a dict instead of the tuple dx, dw, db"),
+    ("adamw_step", "return {'params': params, 'm': m, 'v': v}",
+     "returned a dict instead of the tuple params, m, v"),
     ("encode", "return [[1]]", "the result has shape (1, 1) instead of "),
     ("linear", "y = x @ w; y += b; x *= 2; return y", "changed its argument x"),
     ("linear", "b -= 1; return x @ w + b + 1", "changed its argument b"),
@@ -386,6 +408,25 @@ def test_a_wrong_sequence_is_shown_at_the_first_wrong_token_as_text(fixture):
     tokens = [fixture.tokenizer.tokens[i] for i in fixture.tokenizer.encode(text)]
     assert f"is {tokens[4]!r} instead of {tokens[3]!r}" in said, said
     assert "token 3, after " in said
+
+
+@pytest.mark.parametrize("form", ["tuple(ids)", "np.array(ids, int)", "np.array(ids, np.int16)"])
+def test_ids_in_another_container_are_right(form, fixture):
+    code = solution().replace("return ids\n", f"return {form}\n", 1)
+    result = judged("encode", code, fixture)
+    assert (result.score, result.message()) == (6, "")
+    code = solution().replace("return ids\n", "return np.array(ids, float)\n", 1)
+    result = judged("encode", code, fixture)
+    assert result.score == 0 and "made of float64, where integers belong" in result.message()
+
+
+def test_how_many_blocks_there_are_is_drawn(tokenizer):
+    """A loop over two blocks, whatever the parameters say, is not right in every run."""
+    fixtures = [grade.fixture(seed, tokenizer) for seed in range(8)]
+    assert {f.model.config.n_layer for f in fixtures} == {2, 3}
+    deep = next(f for f in fixtures if f.model.config.n_layer == 3)
+    code = solution().replace("in range(n_layer(params))", "in range(2)")
+    assert code != solution() and judged("gpt2", code, deep).score == 0
 
 
 def test_not_defined_and_not_a_function(fixture):

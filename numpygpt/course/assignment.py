@@ -137,7 +137,8 @@ def fixture(seed: int, tokenizer: Tokenizer) -> Fixture:
     n_embd = n_head * (width + 4)
     n_inner = int(rng.integers(3 * n_embd, 5 * n_embd)) | 1
     n_vocab, n_ctx = int(rng.integers(60, 90)), length + int(rng.integers(2, 6))
-    config = Config(n_vocab, n_ctx, n_embd, n_head, 2, n_inner)
+    n_layer = int(np.random.default_rng([seed, 1]).integers(2, 4))
+    config = Config(n_vocab, n_ctx, n_embd, n_head, n_layer, n_inner)
     params = {}
     for name, shape in parameter_shapes(config).items():
         x = rng.standard_normal(shape)
@@ -177,6 +178,12 @@ def _flat(f):
     return f.normal("flat", rows, columns) * scale + 0.4, g, b
 
 
+def _flat_twice(f):
+    """The same with an axis before: x (2, T, C)."""
+    x, g, b = _flat(f)
+    return np.stack([x, x[::-1]]), g, b
+
+
 def _qkv(f):
     shape = f.sizes("qkv", 4, 2, 6)
     return tuple(f.normal(x, *shape) for x in "qkv")
@@ -202,12 +209,22 @@ def _targets(f):
 def _mask(f):
     """Some count, and not equally many in each row."""
     mask = f.rng("mask").random(_targets(f).shape) < 0.6
-    mask[0], mask[1, 0], mask[1, 1:] = True, False, mask[1, 1:]
+    mask[0], mask[1:3, 0] = True, False
     return mask
 
 
 def _ignored(f):
-    return np.where(_mask(f), _targets(f), -100)
+    """Targets that are anything where the mask hides them: an id, or -100."""
+    targets, drawn = _targets(f), f.rng("ignored").random(_targets(f).shape) < 0.5
+    drawn[1:3, 0] = True, False
+    return np.where(_mask(f) | ~drawn, targets, -100)
+
+
+def _high(f):
+    """Logits of which one row is so high that exp overflows; softmax does not see it."""
+    logits = _logits(f)
+    logits[0, 0] += 800
+    return logits
 
 
 def _texts(f):
@@ -312,9 +329,11 @@ def _two(f, size):
     return f.normal("dy", *shape), size * f.normal("x", *shape)
 
 
-def _linear_arguments(f):
+def _linear_arguments(f, rows=False):
+    """dy, x, w and b; x (B, T, N), or its first (T, N)."""
     b, t, n, m = f.sizes("linear", 4, 2, 6)
-    return f.normal("dy", b, t, m), f.normal("x", b, t, n), f.normal("w", n, m), f.normal("b", m)
+    dy, x = f.normal("dy", b, t, m), f.normal("x", b, t, n)
+    return *((dy[0], x[0]) if rows else (dy, x)), f.normal("w", n, m), f.normal("b", m)
 
 
 CHECKS = (
@@ -394,7 +413,7 @@ CHECKS = (
     ),
     Check(
         "cross_entropy", 5, "logits, targets, mask",
-        lambda f: [(f.acts["logits"], f.targets), (_logits(f), _ignored(f), _mask(f))],
+        lambda f: [(f.acts["logits"], f.targets), (_high(f), _ignored(f), _mask(f))],
         _call,
         "the mean over the tokens that the mask counts; targets are not shifted here",
         aspects=("all tokens", "with a mask"),
@@ -421,21 +440,22 @@ CHECKS = (
         "layer_norm_backward", 6, "dy, x, g, b, eps",
         lambda f: [
             (f.normal("dy", *_flat(f)[0].shape), *_flat(f)),
-            (f.normal("other dy", *_flat(f)[0].shape), *_flat(f), 1e-3),
+            (f.normal("other dy", 2, *_flat(f)[0].shape), *_flat_twice(f), 1e-3),
         ],
         lambda ops, dy, x, g, b, eps=1e-5: ops.layer_norm_backward(dy, x, g, b, eps),
         "mean and variance depend on x too; dg and db are summed over all rows",
         backward_of="layer_norm",
         returns=("dx", "dg", "db"),
-        aspects=("eps = 1e-5", "another eps"),
+        aspects=("(rows, columns)", "(B, T, C) and another eps"),
     ),
     Check(
         "linear_backward", 4, "dy, x, w, b",
-        lambda f: [_linear_arguments(f)],
+        lambda f: [_linear_arguments(f), _linear_arguments(f, rows=True)],
         lambda ops, dy, x, w, b: ops.linear_backward(dy, x, w, b),
         "dx = dy w^T, dw = x^T dy over all rows, db = the sum of dy",
         backward_of="linear",
         returns=("dx", "dw", "db"),
+        aspects=("(B, T, N)", "(T, N)"),
     ),
     Check(
         "causal_attention_backward", 8, "dy, q, k, v",
@@ -449,7 +469,7 @@ CHECKS = (
         "cross_entropy_backward", 4, "dy, logits, targets, mask",
         lambda f: [
             (0.7, _logits(f), _targets(f)),
-            (0.7, _logits(f), _ignored(f), _mask(f)),
+            (0.7, _high(f), _ignored(f), _mask(f)),
         ],
         lambda ops, dy, *rest: ops.cross_entropy_backward(dy, *rest),
         "dy (softmax - onehot) divided by the number of tokens that count, 0 for the others",
@@ -539,6 +559,10 @@ IN_EXERCISES = {
          "stream that went in, which passes unchanged.",
          lambda x, params, n_head: _normed_residual(x, params, n_head)),
     ],
+    "cross_entropy": [
+        ("no-maximum", "exp overflows, as the row's maximum is not subtracted first.",
+         lambda logits, targets, mask=None: _loss_without_maximum(logits, targets, mask)),
+    ],
     "softmax_backward": [
         ("diagonal-only", "Only dy_i/dx_i is there; every y_i depends on all x_j of its row.",
          lambda dy, x: dy * ops.softmax(x) * (1 - ops.softmax(x))),
@@ -583,6 +607,12 @@ def _reshaped():
         return x.reshape(x.shape[0], x.shape[2], -1)
 
     return types.SimpleNamespace(**table | {"split_heads": split_heads, "merge_heads": merge_heads})
+
+
+def _loss_without_maximum(logits, targets, mask):
+    counted = np.ones(targets.shape, bool) if mask is None else mask != 0
+    rows, ids = logits[counted], targets[counted]
+    return (np.log(np.exp(rows).sum(-1)) - rows[np.arange(len(ids)), ids]).mean()
 
 
 def _normed_residual(x, params, n_head):
@@ -671,8 +701,9 @@ def _differences(right, wrong, count):
     """Gradients of a mistaken forward function for its first arguments, by central differences."""
 
     def gradients(dy, *arguments):
-        if np.array_equal(wrong(*arguments), right(*arguments), equal_nan=True):
-            return ()  # the mistake does not show: save the time
+        y = wrong(*arguments)
+        if np.array_equal(y, right(*arguments), equal_nan=True) or not np.isfinite(y).all():
+            return ()  # the mistake does not show, or has no gradient: save the time
         found = tuple(_gradient(wrong, dy, arguments, i) for i in range(count))
         return found if count > 1 else found[0]
 

@@ -308,7 +308,7 @@ def _fault(check, f, asked, returned, pairs, answer):
         cause, mistake = _cause(check, f, sent, theirs, right, alike, TOLERANCE[dtype])
         return f"{called}: {fault}.", cause, mistake
     dtypes = {str(x.dtype) for x in theirs.values() if isinstance(x, np.ndarray) and x.ndim}
-    if _floats(right) and dtypes - {dtype}:
+    if _floats(sent) and dtypes - {dtype}:
         fault = f"the values are right, but they are {', '.join(sorted(dtypes - {dtype}))}"
         cause = (
             "Constants must be Python floats: a NumPy scalar such as np.sqrt(2 / np.pi) is float64"
@@ -382,6 +382,9 @@ def _part_name(check, label):
 
 def _misshapen(check, theirs, right):
     """How parts and shapes differ from the right ones, or nothing."""
+    tuple_asked = all(label.partition(".")[0].isdecimal() for label in right)
+    if tuple_asked and any(label[:1].isalpha() for label in theirs):
+        return f"it returned a dict instead of the tuple {', '.join(check.returns)}"
     if theirs.keys() != right.keys():
         names = [" and ".join(_part_name(check, x) for x in parts) for parts in (theirs, right)]
         return f"it returned {names[0] or 'nothing'} instead of {names[1]}"
@@ -389,8 +392,12 @@ def _misshapen(check, theirs, right):
         name, got = _part_name(check, label), theirs[label]
         if isinstance(value, str) != isinstance(got, str):
             return f"{name} is of type {type(got).__name__} instead of {type(value).__name__}"
-        if not isinstance(value, str) and got.shape != value.shape:
+        if isinstance(value, str):
+            continue
+        if got.shape != value.shape:
             return f"{name} has shape {got.shape} instead of {value.shape}"
+        if value.dtype.kind == "i" and got.dtype.kind == "f" and got.size:
+            return f"{name} is made of {got.dtype}, where integers belong"
     return ""
 
 

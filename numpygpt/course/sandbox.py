@@ -356,10 +356,9 @@ def flatten(value, label: str = ""):
     inside = None
     if isinstance(value, dict):
         inside = value.items()
-    elif isinstance(value, tuple) or (
-        isinstance(value, list) and any(isinstance(v, np.ndarray | dict) for v in value)
-    ):
-        inside = enumerate(value)
+    elif isinstance(value, tuple | list):  # of arrays; one of numbers is an array itself
+        arrays = (np.ndarray, dict) if isinstance(value, list) else (np.ndarray, dict, list, str)
+        inside = enumerate(value) if any(isinstance(v, arrays) for v in value) else None
     if inside is None:
         yield label, value if isinstance(value, str) else np.asarray(value)
         return
@@ -376,7 +375,10 @@ def _packed(value):
             "it returned complex numbers: what should be real came out of a root or log"
         )
     if value.dtype.kind not in "fiub":
-        what = "nothing (None)" if value.shape == () and value.item() is None else "no numbers"
+        found = {"S": "bytes", "U": "texts"}.get(value.dtype.kind, "objects")
+        if value.shape == ():
+            found = type(value.item()).__name__
+        what = "nothing (None)" if found == "NoneType" else f"no numbers but {found}"
         raise TypeError(f"it returned {what}: is a return statement missing or wrong?")
     return [value.dtype.str, value.shape, base64.b64encode(value.tobytes()).decode()]
 
