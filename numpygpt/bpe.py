@@ -15,6 +15,7 @@ Sources: Sennrich et al. 2016 (byte-pair encoding); Radford et al. 2019, 2.2 (ov
 import codecs
 import heapq
 import math
+import operator
 import re
 import warnings
 from collections import Counter, defaultdict
@@ -244,6 +245,7 @@ class Tokenizer:
             raise ValueError("The special token must not be empty.")
         if n_vocab < 257:
             raise ValueError(f"n_vocab is {n_vocab}, but 256 bytes and {special} need 257.")
+        n_vocab = operator.index(n_vocab)
         texts = documents(_well_formed(text), special)
         words = Counter(chain.from_iterable(map(pre_tokens, texts)))
         merges = learn_merges(words, n_vocab - 257)

@@ -580,3 +580,8 @@ def test_padding_is_neither_changed_nor_part_of_a_mean():
     np.testing.assert_allclose(changed["h.0.attn.z"][1, :, 4:8], np.tile(mean, (5, 1)), atol=1e-15)
     with pytest.raises(ValueError, match="no pads that can be changed"):
         analyze.run_with(gpt, tokens, {"pads": np.array([0, 0])}, pads=pads)
+
+
+def test_statistics_are_of_the_heads_of_a_layer():
+    with pytest.raises(ValueError, match=r"a pattern is \(B, H, T, S\), not of shape \(2, 3, 3\)"):
+        analyze.attention_statistics(np.ones((2, 3, 3)) / 3)

@@ -364,3 +364,15 @@ def test_it_is_told_from_a_model_that_writes():
     for rng in (0, None):
         with pytest.raises(TypeError, match="rng must be a NumPy Generator"):
             bert.init(config, rng)
+
+
+def test_batches_that_would_never_come_are_refused():
+    tokenizer, rng = vocabulary("uncased"), np.random.default_rng(0)
+    unknown = [["☃ ☃", "☃"], ["☃", "☃ ☃"]]
+    with pytest.raises(ValueError, match="there is no word to hide"):
+        next(bert.pair_batches(unknown, tokenizer, 2, 9, rng))
+    for wrong, error in (({"batch": 0}, ValueError), ({"batch": 2.0}, TypeError),
+                         ({"rng": 0}, TypeError), ({"length": 9.0}, TypeError)):  # fmt: skip
+        settings = {"batch": 2, "length": 9, "rng": rng} | wrong
+        with pytest.raises(error, match=f"{next(iter(wrong))} must be"):
+            next(bert.pair_batches([["the", "the"]] * 2, tokenizer, **settings))

@@ -621,3 +621,9 @@ def test_a_tokenizer_serves_several_threads():
     ids = tokenizer.encode("Hi<|endoftext|>", allowed)
     tokenizer._patterns = Replaced(tokenizer._patterns)
     assert tokenizer.encode("Hi<|endoftext|>", allowed) == ids == [17250, 50256]
+
+
+def test_a_vocabulary_has_a_whole_number_of_tokens():
+    with pytest.raises(TypeError, match="integer"):
+        Tokenizer.train("the fox the hen", 260.5)
+    assert Tokenizer.train("the fox the hen", np.int64(260)).n_vocab == 260

@@ -964,3 +964,17 @@ def test_a_model_that_sees_both_sides_has_no_loss_of_the_next_token():
     ):
         with pytest.raises(TypeError, match="Bert does not predict the next token"):
             measure()
+
+
+def test_texts_from_files_are_cut_at_the_models_own_end_token(tmp_path, capsys):
+    """The text before is so much known that it costs next to nothing: cut elsewhere, it costs."""
+    tokenizer = Tokenizer.train("the fox ran after a hen " * 9, 262, special="</s>")
+    config = model.Config(262, 16, 4, 1, 1)
+    small = model.GPT2(config, model.init(config, np.random.default_rng(0)))
+    checkpoint.save(small, tokenizer, tmp_path / "model")
+    documents = ["the fox ran", "a hen ran", "the hen"]
+    (tmp_path / "t.txt").write_text("</s>".join([*documents, ""]), encoding="utf-8")
+    run(tmp_path / "model", tmp_path / "t.txt", "--baselines", str(tmp_path / "t.txt"))
+    found = json.loads(capsys.readouterr().out)
+    for name, value in evaluate.baselines(tokenizer, documents, documents).items():
+        assert found[name] == value

@@ -193,6 +193,10 @@ def test_the_command_measures_context(tmp_path, capsys):
     assert cli.main(command) == 2
     assert "do not fill two windows" in capsys.readouterr().err
     assert cli.main(["plot", "context"]) == 2
+    path.write_text('{"x": "Once", "y": "upon a time"}\n' * 30, encoding="utf-8")
+    capsys.readouterr()
+    assert cli.main(command) == 2
+    assert "holds JSON, not prose" in capsys.readouterr().err
 
 
 def test_a_notebook_is_given_a_picture_of_a_figure_and_of_its_axes():

@@ -9,7 +9,7 @@ from commands import save_golden
 from golden import models
 
 from numpygpt import cli
-from numpygpt.check import trace
+from numpygpt.check import backward, trace
 from numpygpt.formats import dump, safetensors
 from numpygpt.model import GPT2, Config, with_ops
 
@@ -326,3 +326,9 @@ def test_a_replay_takes_ids_as_forward_does(model):
         record = trace.replay(model, tokens, chunks=[1, 2])
         whole = model.forward([1, 2, 3], keep="everything")[1]
         np.testing.assert_allclose(record["logits"], whole["logits"], atol=1e-5)
+
+
+def test_one_token_has_no_loss(model):
+    for tokens, pads in (([[1]], None), ([[0, 1]], [1])):
+        with pytest.raises(ValueError, match="give at least two tokens"):
+            backward.loss_and_gradients(model, np.array(tokens), pads)

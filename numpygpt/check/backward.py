@@ -53,6 +53,8 @@ def loss_and_gradients(model: GPT2, tokens, pads=None, targets=None, mask=None) 
         targets[:, -1] = 0
         if pads is not None:
             mask *= np.arange(tokens.shape[1]) >= np.asarray(pads)[:, None]
+        if not mask.any():
+            raise ValueError("no token is followed by one that counts: give at least two tokens")
     mask = np.ones(tokens.shape) if mask is None else mask
     logits, acts = model.forward(tokens, pads=pads, keep="backward")
     loss = model.ops.cross_entropy(logits, targets, mask)

@@ -116,7 +116,8 @@ def _perplexity(args, model, tokenizer, content):
         size = sum(len(document.encode("utf-8")) for document in documents)
         results["bits per byte"] = evaluate.bits_per_byte(nats, size)
     if args.baselines is not None:
-        known = data.documents(text.prose(args.baselines)) if args.baselines else []
+        before = text.prose(args.baselines) if args.baselines else ""
+        known = data.documents_of(before, tokenizer)
         results |= evaluate.baselines(tokenizer, documents, known)
     return results, None
 

@@ -307,9 +307,9 @@ def _plot_context(args, plot):
 
     if args.input is None:
         raise ValueError("name a file of text to measure on, best one that was not trained on")
-    documents = data.documents(text.read(args.input))
+    content = text.prose(args.input)
     model, tokenizer = load(args.model)
-    ids = data.encode_documents(tokenizer, documents)
+    ids = data.encode_documents(tokenizer, data.documents_of(content, tokenizer))
     n_ctx = model.config.n_ctx
     ids = ids[: args.windows * n_ctx + 1]
     by_position = evaluate.position_nats(model, ids)

@@ -32,7 +32,7 @@ from numpygpt.model import (
     check_targets,
     described,
 )
-from numpygpt.sample import check_count
+from numpygpt.sample import check_count, check_rng
 
 # ---- exact GELU ---------------------------------------------------------------------------------
 
@@ -533,12 +533,16 @@ def pair_batches(documents, tokenizer: WordPiece, batch: int, length: int, rng):
     shortened until the row fits `length`. Raises ValueError for fewer than two documents with two
     sentences. (BERT itself fills its rows with several sentences on each side.)
     """
+    batch, length = check_count("batch", batch, 1), check_count("length", length)
+    check_rng(rng)
     special = tokenizer.special
     documents = [[tokenizer.encode(s) for s in sentences] for sentences in documents]
     documents = [[ids for ids in sentences if ids] for sentences in documents]
     documents = [sentences for sentences in documents if len(sentences) > 1]
     if len(documents) < 2:
         raise ValueError("pairs of sentences need two documents of two sentences at least")
+    if {i for sentences in documents for ids in sentences for i in ids} <= set(special.values()):
+        raise ValueError("there is no word to hide: the vocabulary knows none of this text")
     if length < 5:
         raise ValueError(
             f"length must be at least 5, not {length}: a pair has three special tokens"

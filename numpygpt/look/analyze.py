@@ -315,6 +315,8 @@ def attention_statistics(pattern) -> dict[str, np.ndarray]:
     weight on position 0, where heads that have nothing to do put it; previous: on the token before
     (of queries that have one before); self: on the query's own.
     """
+    if np.ndim(pattern) != 4:
+        raise ValueError(f"a pattern is (B, H, T, S), not of shape {np.shape(pattern)}")
     t, s = pattern.shape[2:]
     query = np.arange(s - t, s)
     back = (query[:, None] - np.arange(s)).clip(0)
