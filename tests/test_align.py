@@ -632,3 +632,40 @@ def test_harmless_processing(done, model):
     record = trace.replay(wrong, TOKENS)
     found = numpygpt.compare({n: record[n] for n in dump}, model, TOKENS)
     assert found.exit_status == 1 and found.first == "h.0.attn.pattern"
+
+
+def test_ids_that_were_written_down_as_floats(model, record):
+    positions = np.arange(TOKENS.shape[1], dtype=np.float32)
+    ids = {"tokens": TOKENS.astype(np.float32), "positions": positions}
+    assert_agrees(ids | {"logits": record["logits"]}, model, None)
+    shifted = trace.replay(model, TOKENS, theirs={"positions": positions[None] + [[1], [1]]})
+    found = numpygpt.compare(
+        {"positions": positions + 1, "logits": shifted["logits"]}, model, TOKENS
+    )
+    assert (found.first, found.cause) == ("positions", "positions-off-by-one")
+
+
+@pytest.mark.parametrize("wrong", [99, -1, 1.5, np.nan, np.inf])
+def test_positions_that_are_no_rows_differ_and_stop_nothing(model, record, wrong):
+    positions = np.broadcast_to(np.arange(TOKENS.shape[1], dtype=np.float64), TOKENS.shape).copy()
+    positions[-1, -1] = wrong
+    for logits in (record["logits"], 2 * record["logits"]):
+        found = numpygpt.compare({"positions": positions, "logits": logits}, model, TOKENS)
+        assert found.first == "positions" and found.verdict != "agrees"
+
+
+def test_what_holds_no_numbers_is_left_out_and_said(model, record):
+    for array in (record["ln_f"] > 0, record["ln_f"].astype(np.complex64), np.zeros((0, 3))):
+        dump = {"logits": record["logits"], "ln_f": array}
+        found = assert_agrees(dump, model)
+        (said,) = [remark for remark in found.remarks if "left out" in remark]
+        assert f"ln_f ({array.dtype} of shape {array.shape})" in said
+        with pytest.raises(ValueError, match=r"nothing was compared.*left out, .* ln_f \("):
+            numpygpt.compare({"ln_f": array}, model, TOKENS)
+
+
+def test_logits_in_one_row_of_numbers_or_one_number(model, one):
+    found = assert_agrees({"logits": one["logits"].ravel()}, model, ONE)
+    assert not any("cut off" in remark for remark in found.remarks)
+    found = numpygpt.compare({"logits": one["logits"][0, 0, 0]}, model, ONE)
+    assert (found.first, found.verdict) == ("logits", "differs")

@@ -36,6 +36,15 @@ def test_headers_that_are_not_python(tmp_path):
         refused(tmp_path / "x.npy", "cannot be read as arrays")
 
 
+def test_of_a_folder_the_damaged_file_is_named(tmp_path):
+    for name, data in (("a", saved(np.ones(3))), ("b", b""), ("c", saved(np.ones(3))[:-1])):
+        (tmp_path / f"{name}.npy").write_bytes(data)
+        if name != "a":
+            refused(tmp_path, f"{name}.npy in it: ")
+            (tmp_path / f"{name}.npy").unlink()
+    assert list(dump.read(tmp_path)) == ["a"]
+
+
 @pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
 def test_damaged_archives(tmp_path, method):
     path, rng = tmp_path / "x.npz", np.random.default_rng(3)

@@ -297,13 +297,15 @@ def _tries(theirs, ours, n_layer, model, names, found):
     if first:
         found.remarks.append("their names count the blocks from 1: their block 1 is our h.0")
     neighbours = {n.format(i=i) for n in KNOWN_NEIGHBOURS.split() for i in range(n_layer)}
-    tries, integers = [], []
+    tries, integers, others = [], [], []
     for name, array in parts.items():
+        key = from_zero(plain(name), first)
         if array.dtype.kind not in "fiu" or array.size == 0:
             found.unknown.append(name)
+            if key in known:
+                others.append(f"{name} ({array.dtype} of shape {array.shape})")
             continue
         t = _Try(name, array)
-        key = from_zero(plain(name), first)
         stem = re.sub(r"\.\d+$", "", key)
         if name in names:
             if names[name] is not None and names[name] not in ours:
@@ -332,12 +334,15 @@ def _tries(theirs, ours, n_layer, model, names, found):
             if fits:
                 t.views[entry] = fits
         tries.append(t)
-    if integers:
-        more = ", ..." if len(integers) > 4 else ""
-        found.remarks.append(
-            f"left out, as activations are no integers: {', '.join(integers[:4])}{more}; save them "
-            "as float32"
-        )
+    for why, left in (
+        ("activations are no integers", integers),
+        ("nothing there is a floating-point number", others),
+    ):
+        if left:
+            more = ", ..." if len(left) > 4 else ""
+            found.remarks.append(
+                f"left out, as {why}: {', '.join(left[:4])}{more}; save them as float32"
+            )
     return tries
 
 
@@ -624,7 +629,7 @@ def _add(found, t, array, ours, axes):
 def _logits_remarks(found, t, array, ours):
     width = max(t.array.shape)
     v = ours["logits"].shape[-1]
-    if v not in t.array.shape and width > v:
+    if v not in t.array.shape and width > v and array.size < t.array.size:
         found.remarks.append(
             f"{t.name} has {width} columns, {width - v} more than the vocabulary: they were cut "
             "off; cut them, or set them to -inf, before softmax or argmax"

@@ -218,7 +218,8 @@ def _readable(name, theirs, right, valid):
     if name in ("tokens", "positions"):
         if theirs.shape != right.shape:
             return theirs
-        return real(name, np.nan_to_num(theirs, nan=-1).astype(np.int64), valid, right)
+        ids = np.nan_to_num(theirs, nan=-1, posinf=-1, neginf=-1)
+        return real(name, ids if (ids % 1).any() else ids.astype(np.int64), valid, right)
     if theirs.shape != right.shape:
         return theirs
     theirs = real(name, np.asarray(theirs, np.float64), valid, right)

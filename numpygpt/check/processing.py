@@ -65,7 +65,7 @@ def _is_centred(theirs, ours):
     def mean(x):
         return np.abs(x.mean(-1)).max() / np.abs(x).max()
 
-    if not np.isfinite(theirs).all() or not theirs.any():
+    if not theirs.ndim or not np.isfinite(theirs).all() or not theirs.any():
         return False
     return mean(theirs) < 1e-6 < 1e-4 < mean(ours)
 

@@ -148,11 +148,16 @@ def replay(model: GPT2, tokens, pads=None, chunks=None, theirs=None) -> dict[str
     chunks = chunks or [tokens.shape[1]]
     if min(chunks) < 1 or sum(chunks) != tokens.shape[1]:
         raise ValueError(f"the chunks {chunks} do not add up to the {tokens.shape[1]} tokens")
+    theirs = {name: array for name, array in (theirs or {}).items() if name != "tokens"}
+    if "positions" in theirs and not _are_rows(theirs["positions"], model.config.n_ctx):
+        del theirs["positions"]  # no table has these rows: wpe is that of the right ones
+    elif "positions" in theirs:  # perhaps written down as float32
+        theirs["positions"] = theirs["positions"].astype(np.int64)
     cache = model.cache(len(tokens)) if len(chunks) > 1 else None
     parts, start = [], 0
     for length in chunks:
         piece = slice(start, start + length)
-        given = {n: _piece(n, a, piece) for n, a in (theirs or {}).items() if n != "tokens"}
+        given = {n: _piece(n, a, piece) for n, a in theirs.items()}
         with np.errstate(all="ignore"):  # mistakes overflow
             parts.append(
                 model.forward(tokens[:, piece], cache, pads, keep="everything", given=given)[1]
@@ -161,6 +166,11 @@ def replay(model: GPT2, tokens, pads=None, chunks=None, theirs=None) -> dict[str
     record = {name: _joined(name, [part[name] for part in parts], start) for name in parts[-1]}
     record.pop("pads", None)
     return record | {"wpe": np.broadcast_to(record["wpe"], record["wte"].shape)}
+
+
+def _are_rows(numbers, n):
+    """Whether all are whole numbers from 0 to n - 1; NaN is none."""
+    return bool(((numbers >= 0) & (numbers < n)).all() and not (numbers % 1).any())
 
 
 def first_blocks(model: GPT2, n: int) -> GPT2:

@@ -93,7 +93,13 @@ def _npy(path):
 def _folder(path):
     if (path / INDEX).is_file():
         return {name: _raw_file(path, entry) for name, entry in _index(path)["tensors"].items()}
-    return {file.stem: _npy(file) for file in sorted(path.glob("*.npy"))}
+    arrays = {}
+    for file in sorted(path.glob("*.npy")):
+        try:
+            arrays[file.stem] = _npy(file)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{file.name} in it: {error}") from None
+    return arrays
 
 
 def _index(path):
