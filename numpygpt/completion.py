@@ -116,7 +116,7 @@ def stream(
         rng = np.random.default_rng(sample.check_count("seed", seed, 0))
     ids = prompt_ids(model, tokenizer, prompts, max_new_tokens, long_prompts)
     count = sample.check_count("num_return_sequences", num_return_sequences, 1)
-    stops = [*tokenizer.ends, *sample.check_stop(stop)]
+    stops = _stops(model, tokenizer, stop)
     steps = sample.generate(
         model,
         ids,
@@ -132,6 +132,13 @@ def stream(
         repetition_penalty=repetition_penalty,
     )
     return _stream(steps, tokenizer, stops, len(ids) * count)
+
+
+def _stops(model, tokenizer, stop):
+    """The ids and strings that end a text. An end that a model's files name, but that is not among
+    its ids (`load` says so), never comes."""
+    n_vocab = model.config.n_vocab
+    return [*(i for i in tokenizer.ends if i < n_vocab), *sample.check_stop(stop, n_vocab)]
 
 
 def _stream(steps, tokenizer, stops, count):
@@ -247,7 +254,7 @@ def _beams(
         raise ValueError(f"{num_beams} beams find {num_beams} texts, not {count}")
     if long_prompts == "slide":
         raise ValueError('beams do not slide: choose long_prompts="error" or "keep_end"')
-    stops = [*tokenizer.ends, *sample.check_stop(stop)]
+    stops = _stops(model, tokenizer, stop)
     ends = [stop for stop in stops if not isinstance(stop, str)]
     texts = []
     for ids in prompt_ids(model, tokenizer, prompts, max_new_tokens, long_prompts):

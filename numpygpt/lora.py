@@ -31,7 +31,7 @@ class LoRA:
     matrix. matrices: which of `MATRICES`, in every block; `attn.c_attn` makes queries, keys and
     values, of which the paper adapts the first and the last. rng: draws A. Raises ValueError for
     other matrices, and for a rank or an alpha that is not positive, and TypeError for what is not
-    a number.
+    a number and for a model that is not a GPT-2.
     """
 
     def __init__(self, model, rank: int, alpha: float = 16.0, matrices=("attn.c_attn",), rng=None):

@@ -431,3 +431,13 @@ def test_what_is_not_a_text_is_refused(model, tokenizer):
         numpygpt.complete(tokenizer, model, "The")
     with pytest.raises(ValueError, match="stop holds the id 50256, which never comes"):
         numpygpt.complete(model, tokenizer, "The", stop=50256)
+
+
+def test_an_end_that_the_files_name_and_the_vocabulary_lacks_never_comes(model, tokenizer):
+    """As in a small model whose config.json still says 50256, which `load` warns of."""
+    merges, special = tokenizer.merges, list(tokenizer.special)
+    other = Tokenizer(tokenizer.tokens, merges, special, ends=[50256, tokenizer.eot])
+    for settings in ({"seed": 1}, {"num_beams": 2}):
+        assert numpygpt.complete(model, other, "The", 9, **settings) == numpygpt.complete(
+            model, tokenizer, "The", 9, **settings
+        )
