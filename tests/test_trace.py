@@ -332,3 +332,10 @@ def test_one_token_has_no_loss(model):
     for tokens, pads in (([[1]], None), ([[0, 1]], [1])):
         with pytest.raises(ValueError, match="give at least two tokens"):
             backward.loss_and_gradients(model, np.array(tokens), pads)
+
+
+def test_what_is_an_argument_is_not_replayed(model, record):
+    theirs = {"tokens": TOKENS, "pads": np.array([0, 0]), "wte": record["wte"]}
+    np.testing.assert_array_equal(
+        trace.replay(model, TOKENS, theirs=theirs)["logits"], record["logits"]
+    )

@@ -148,7 +148,8 @@ def replay(model: GPT2, tokens, pads=None, chunks=None, theirs=None) -> dict[str
     chunks = chunks or [tokens.shape[1]]
     if min(chunks) < 1 or sum(chunks) != tokens.shape[1]:
         raise ValueError(f"the chunks {chunks} do not add up to the {tokens.shape[1]} tokens")
-    theirs = {name: array for name, array in (theirs or {}).items() if name != "tokens"}
+    arguments = ("tokens", "pads")
+    theirs = {name: array for name, array in (theirs or {}).items() if name not in arguments}
     if "positions" in theirs and not _are_rows(theirs["positions"], model.config.n_ctx):
         del theirs["positions"]  # no table has these rows: wpe is that of the right ones
     elif "positions" in theirs:  # perhaps written down as float32
