@@ -224,7 +224,9 @@ def prompt_ids(model, tokenizer, prompts, max_new_tokens, long_prompts="error"):
         ids = tokenizer.encode(prompt, tokenizer.special)
         begin = tokenizer.eot if tokenizer.bos is None else tokenizer.bos
         if not ids and begin is None:
-            raise ValueError(f"prompt {number} is empty, and the model has no token to begin with")
+            raise ValueError(
+                f"prompt {number} is empty, and the model has no token to begin with: give a text"
+            )
         ids = ids or [begin]
         if long_prompts == "error" and len(ids) > n_ctx:
             raise ValueError(

@@ -111,7 +111,10 @@ def check_stream(ids) -> np.ndarray:
 def end_token(tokenizer) -> int:
     """The id that ends a document. Raises ValueError for a vocabulary that names none."""
     if tokenizer.eot is None:
-        raise ValueError("the vocabulary names no end token, which must end each document")
+        raise ValueError(
+            "the vocabulary names no end token, which must end each document: name one of its "
+            'tokens in the model\'s tokenizer_config.json, as {"eos_token": "<|endoftext|>"}'
+        )
     return tokenizer.eot
 
 

@@ -11,7 +11,7 @@ import pytest
 from golden import vocabularies
 
 import numpygpt
-from numpygpt import completion
+from numpygpt import completion, data
 from numpygpt.bpe import END_OF_TEXT, Tokenizer, byte_symbols
 from numpygpt.files import atomic, vocabulary
 from numpygpt.formats import CheckpointError
@@ -430,6 +430,18 @@ def test_what_ends_where_the_files_are_silent(tmp_path):
         assert read(eos_token_id=50256).ends == (50256,)
     (tmp_path / "model" / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
     assert (read(eos_token_id=newline).eot, read(eos_token_id=newline).ends) == (289, (newline,))
+
+
+def test_an_end_token_is_named_as_the_refusal_says(tmp_path):
+    vocabularies.write("bare", tmp_path / "model")
+    change_config(tmp_path / "model", eos_token_id=None, bos_token_id=None)
+    tokenizer = vocabulary.read(tmp_path / "model")
+    with pytest.raises(ValueError, match="names no end token, .* tokenizer_config.json") as caught:
+        data.encode_documents(tokenizer, ["the moth", "the otter"])
+    line = re.search(r"as (\{.*\})$", str(caught.value))[1]
+    (tmp_path / "model" / "tokenizer_config.json").write_text(line, encoding="utf-8")
+    tokenizer = vocabulary.read(tmp_path / "model")
+    assert list(data.encode_documents(tokenizer, ["the moth", "the otter"])).count(289) == 3
 
 
 def always(model, i):
