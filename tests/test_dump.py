@@ -45,6 +45,16 @@ def test_of_a_folder_the_damaged_file_is_named(tmp_path):
     assert list(dump.read(tmp_path)) == ["a"]
 
 
+def test_two_arrays_of_one_name_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive, pytest.warns(UserWarning):
+        archive.writestr("a.npy", saved(np.ones(3)))
+        archive.writestr("a.npy", saved(np.zeros(3)))
+    refused(tmp_path / "x.npz", "two arrays in it have one name")
+    (tmp_path / "y.bin").write_bytes(bytes(12))
+    (tmp_path / "y.json").write_text('{"a": [1], "a": [3]}')
+    refused(tmp_path / "y.json", "the same key twice")
+
+
 @pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
 def test_damaged_archives(tmp_path, method):
     path, rng = tmp_path / "x.npz", np.random.default_rng(3)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from numpygpt.files.atomic import writing
-from numpygpt.formats import safetensors, size_of, widened
+from numpygpt.formats import safetensors, size_of, unique, widened
 
 MAX_JSON = 100_000_000  # bytes
 MAX_UNPACKED = 200  # times its size in the file; attention that is half zeros packs to a third
@@ -66,6 +66,9 @@ def _npz(path):
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
+            names = archive.namelist()
+        if len(set(names)) < len(names):
+            raise ValueError("two arrays in it have one name: save it again with np.savez")
         if unpacked > max(MAX_UNPACKED * packed, 1_000_000):
             raise ValueError(
                 f"its {packed:,} bytes unpack to {unpacked:,}: save it again with np.savez"
@@ -141,7 +144,7 @@ def _raw(path):
 def _json(path):
     if (size := size_of(path)) > MAX_JSON:
         raise ValueError(f"{path.name} has {size:,} bytes, too many for a list of shapes")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
 
 
 def _is_shape(shape):
