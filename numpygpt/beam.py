@@ -54,6 +54,8 @@ def beam_search(
             f"{len(prompt)} ids and {max_new_tokens} new ones do not fit n_ctx = "
             f"{model.config.n_ctx}: ask for at most {model.config.n_ctx - len(prompt) + 1}"
         )
+    if early_stopping not in (True, False):  # as "never", the opposite of what it would do
+        raise TypeError(f"early_stopping must be True or False, not {early_stopping!r}")
     eos = set(check_stop([] if eos is None else eos, model.config.n_vocab))
     if texts := [s for s in eos if isinstance(s, str)]:
         raise TypeError(f"eos must be ids, not {texts[0]!r}")

@@ -53,8 +53,11 @@ def clip(grads, max_norm: float) -> float:
     """Scale all gradients in place by max_norm / (norm + 1e-6) if their global norm is larger than
     max_norm; return the norm.
 
-    One factor for all of them keeps the direction; clipping each tensor by itself would not.
+    One factor for all of them keeps the direction; clipping each tensor by itself would not. Raises
+    ValueError for a max_norm that is not positive, which would turn the direction round.
     """
+    if not max_norm > 0:
+        raise ValueError(f"max_norm must be positive, not {max_norm}")
     norm = global_norm(grads)
     if norm > max_norm:
         for g in grads.values():

@@ -83,6 +83,9 @@ def probabilities(logits, temperature: float = 1.0, top_k: int | None = None, to
     FloatingPointError if a logit is NaN or infinite.
     """
     temperature, top_k, top_p = _check_filters(temperature, top_k, top_p)
+    logits = np.asarray(logits)
+    if not np.issubdtype(logits.dtype, np.floating):  # integers have no -inf
+        logits = logits.astype(np.float64)
     check_logits(logits)
     if temperature == 0:
         p = np.zeros_like(logits)

@@ -585,3 +585,7 @@ def test_padding_is_neither_changed_nor_part_of_a_mean():
 def test_statistics_are_of_the_heads_of_a_layer():
     with pytest.raises(ValueError, match=r"a pattern is \(B, H, T, S\), not of shape \(2, 3, 3\)"):
         analyze.attention_statistics(np.ones((2, 3, 3)) / 3)
+
+
+def test_a_small_integer_of_keys_does_not_overflow():
+    assert analyze.flops_per_token(SMALL, np.uint8(200)) == analyze.flops_per_token(SMALL, 200)

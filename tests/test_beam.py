@@ -163,6 +163,7 @@ def test_integers_of_every_kind_are_integers(model):
         (ValueError, "length_penalty must lie between", {"length_penalty": math.nan}),
         (ValueError, "length_penalty must lie between", {"length_penalty": math.inf}),
         (TypeError, "length_penalty must be a number", {"length_penalty": "1"}),
+        (TypeError, "early_stopping must be True or False", {"early_stopping": "never"}),
         (TypeError, "prompts must be a list of ids", {"prompt": [[1, 2], [3]]}),
     ],
 )

@@ -346,3 +346,11 @@ def test_parameters_that_no_step_can_be_made_of_are_left_alone():
         adamw(params, grads, state, 1e-3)
     assert state.step == 0
     np.testing.assert_array_equal(params["matrix"], some()["matrix"])
+
+
+@pytest.mark.parametrize("max_norm", [0, -1.0, math.nan])
+def test_a_norm_that_is_not_positive_turns_no_gradient_round(max_norm):
+    grads = some()
+    with pytest.raises(ValueError, match="max_norm must be positive"):
+        clip(grads, max_norm)
+    np.testing.assert_array_equal(grads["matrix"], some()["matrix"])

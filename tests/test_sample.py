@@ -508,3 +508,11 @@ def test_numbers_of_every_kind_draw_alike(model):
         assert np.isfinite(keep_top_p(logits, kind(0.5))).sum() in (30000, 30001)
         assert (probabilities(logits, top_p=kind(0.5)) > 0).sum() in (30000, 30001)
         assert np.isfinite(keep_top_k(np.arange(300.0), np.uint8(200))).sum() == 200
+
+
+def test_logits_may_be_a_list_or_integers():
+    for logits in ([3, 1, 2], np.array([3, 1, 2], np.int8), [3.0, 1.0, 2.0]):
+        for settings in ({}, {"top_k": 2}, {"top_p": 0.9}, {"temperature": 0.5, "top_k": 2}):
+            np.testing.assert_array_equal(
+                probabilities(logits, **settings), probabilities(np.array([3.0, 1, 2]), **settings)
+            )

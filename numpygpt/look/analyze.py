@@ -42,6 +42,7 @@ def flops_per_token(config: Config, keys: int) -> dict[str, int]:
     pass costs twice as much again, so training costs three times this.
     """
     c, f = config.n_embd, config.n_inner
+    keys = keys.item() if isinstance(keys, np.generic) else keys  # a small integer would overflow
     return {
         "attn": config.n_layer * 2 * 4 * c * c,
         "scores and values": config.n_layer * 4 * keys * c,
