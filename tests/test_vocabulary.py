@@ -353,6 +353,23 @@ def test_what_makes_no_difference_is_read(one_file):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("additional_special_tokens", ["<img>"]),
+        ("extra_special_tokens", [{"content": "<img>", "lstrip": False}]),
+        ("extra_special_tokens", {"image_token": "<img>"}),
+        ("model_specific_special_tokens", {"image_token": "<img>"}),
+        ("image_token", "<img>"),
+    ],
+)
+def test_a_special_token_under_each_name_that_transformers_has_for_more_of_them(
+    one_file, name, value
+):
+    tokenizer = one_file("tokenizer_config", **{name: value})
+    assert tokenizer.encode("the<img>moth", tokenizer.special)[1] == 290  # as transformers 5.24
+
+
 @pytest.mark.parametrize("name", ["spiece.model", "vocab.txt", "tokenizer.model", "tekken.json"])
 def test_a_vocabulary_of_another_kind_is_not_taken_for_the_english_one(tmp_path, name):
     (tmp_path / name).write_bytes(b"\n\x07")

@@ -33,7 +33,7 @@ FOREIGN += ("tekken.json", "bpe.codes", "vocab.tiktoken", "tokenizer.tiktoken", 
 
 # What GPT2Tokenizer takes these for where no file says otherwise.
 GPT2_ROLES = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
-LISTS = ("additional_special_tokens", "extra_special_tokens")
+LISTS = ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens")
 
 # Name -> the values that mean what GPT-2 does. A name that is not here, or another value, is
 # refused; ANY is what no id depends on, or what is looked at by itself.
