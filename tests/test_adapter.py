@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import numpygpt
-from numpygpt import lora
+from numpygpt import cli, lora
 from numpygpt.files import adapter, plan, run
-from numpygpt.formats import safetensors
+from numpygpt.formats import dump, safetensors
 
 CONFIG = numpygpt.Config(n_vocab=270, n_ctx=16, n_embd=12, n_head=2, n_layer=2)
 TEXT = "A cat sat on a mat, and the cat saw a rat.\n"
@@ -90,6 +90,19 @@ def test_what_is_not_this_kind_of_lora_is_refused(base, tmp_path, change, messag
     with pytest.raises(numpygpt.CheckpointError, match=message) as caught:
         numpygpt.load(tmp_path / "lora")
     assert str(caught.value).count("adapter_config.json") < 2
+
+
+def test_the_commands_that_take_ids_alone_read_a_lora_as_well(base, tmp_path, capsys):
+    gpt, _, name = base
+    adapter.save(filled(gpt), name, tmp_path / "lora")
+    out = str(tmp_path / "ours.npz")
+    ids = ["--tokens", "3 1 4", "--model", str(tmp_path / "lora")]
+    assert cli.main(["trace", *ids, "-o", out]) == 0
+    logits, _ = numpygpt.load(tmp_path / "lora")[0].forward([3, 1, 4])
+    np.testing.assert_allclose(dump.read(out)["logits"], logits, rtol=1e-5, atol=1e-6)
+    np.savez(tmp_path / "theirs.npz", logits=logits)
+    assert cli.main(["compare", str(tmp_path / "theirs.npz"), *ids]) == 0
+    assert "verdict           agrees" in capsys.readouterr().out
 
 
 def test_what_does_not_change_the_formula_is_read(base, tmp_path):

@@ -316,6 +316,26 @@ def test_misuse_is_one_sentence_and_status_2(arguments, folder, tmp_path, capsys
     assert printed.err.count("\n") == 1 and "Traceback" not in printed.err
 
 
+def test_a_map_with_a_name_twice_is_refused(folder, model, tmp_path, capsys):
+    theirs, names = str(tmp_path / "theirs.npz"), tmp_path / "map.json"
+    np.savez(theirs, mine=model.forward([1, 2])[0])
+    arguments = [
+        "compare",
+        theirs,
+        "--tokens",
+        "1 2",
+        "--model",
+        str(folder),
+        "--names",
+        str(names),
+    ]
+    names.write_text('{"mine": "logits"}')
+    assert cli.main(arguments) == 0
+    names.write_text('{"mine": "logits", "mine": null}')
+    assert cli.main(arguments) == 2
+    assert "map.json is not JSON: it has the same key twice" in capsys.readouterr().err
+
+
 def test_the_catalogue_is_printed(capsys):
     assert cli.main(["trace", "--list"]) == 0
     assert "blocks.{i}.attn.hook_pattern" in capsys.readouterr().out

@@ -143,9 +143,10 @@ def _map(path):
     """--names: {their name: our entry, or null to leave it out}."""
     from numpygpt.check import trace
     from numpygpt.files import text
+    from numpygpt.formats import unique
 
     try:
-        names = json.loads(text.read(path))
+        names = json.loads(text.read(path), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(names, dict):
@@ -160,9 +161,12 @@ def _map(path):
 
 def _load_for(prompts, name):
     """A model, and the tokenizer if there are prompts: where ids are given, none is needed."""
-    from numpygpt.files import checkpoint, pretrained
+    from numpygpt.files import adapter, checkpoint, pretrained
 
-    return load(name) if prompts else (checkpoint.load_folder(pretrained.find(name)), None)
+    if prompts:
+        return load(name)
+    folder = pretrained.find(name)
+    return load(name) if adapter.is_adapter(folder) else (checkpoint.load_folder(folder), None)
 
 
 def _integers(text, option):

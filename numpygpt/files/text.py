@@ -49,7 +49,8 @@ def prose(path: str | os.PathLike) -> str:
     ):
         raise ValueError(
             f"{path} holds JSON, not prose: `finetune` trains on (x, y) pairs, one JSON object a "
-            "line, and `evaluate --pairs` measures them"
+            "line, `evaluate --pairs` measures them, and `generate --prompts` reads prompts from a "
+            "file called .jsonl"
         )
     return text
 
