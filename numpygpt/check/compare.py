@@ -98,7 +98,12 @@ def _as_array(name, array):
         array = np.asarray(array)
     except ValueError:
         raise ValueError(f"{name!r} is not an array: its rows have different lengths") from None
-    return widened(array.view(np.uint16)) if array.dtype.str[1:] == "V2" else array
+    if array.dtype.str[1:] == "V2":
+        array = widened(array.view(np.uint16))
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        with np.errstate(invalid="ignore"):  # signalling NaNs warn when they are converted
+            array = array.astype(np.float64)
+    return array
 
 
 def compare_with_record(theirs: dict, ours: dict, names=None) -> Diagnosis:

@@ -153,11 +153,11 @@ def diagnose(case: Case, say=None) -> Diagnosis:
         return found
     if found.first == "tokens":
         return replace(found, note="their tokens are not ours: give both programs the same ones")
+    row = next(row for row in found.rows if not row.right)
     numbers = [a for n, a in theirs.items() if n not in ("tokens", "positions", "wpe")]
-    if numbers and not any(a.any() for a in numbers):
+    if numbers and row.status != "shape" and not any(a.any() for a in numbers):
         note = "all their numbers are 0: were they written down before they were computed?"
         return replace(found, note=note, harmless="all-zero")
-    row = next(row for row in found.rows if not row.right)
     if row.status != "shape":
         noise = _float32_lines(case, right)
         found = difference(theirs, right, case.valid, case.whose, case.copies, noise)
@@ -165,9 +165,12 @@ def diagnose(case: Case, say=None) -> Diagnosis:
             note = "some are further off than usual, but no further than float32 makes them here"
             return replace(found, note=note)
     if row.status == "shape":
-        note = "their {} has shape {}, ours {}: was it computed from the same tokens?"
-        shape = right[found.first].shape
-        return replace(found, note=note.format(row.whose or row.name, row.worst, shape))
+        theirs_, ours = row.worst, right[found.first].shape
+        ask = "was it computed from the same tokens?"
+        if theirs_[:-1] == ours[:-1] and not row.name.endswith((".scores", ".pattern")):
+            ask = "is it the model that was run?"
+        note = f"their {row.whose or row.name} has shape {theirs_}, ours {ours}: {ask}"
+        return replace(found, note=note)
     written = _written_in_half(case, right)
     if written:
         note = f"their file is rounded to {written}: all numbers agree to its last digit"
@@ -665,9 +668,11 @@ def _judged(search, found, made, best, stuck):
     note = f"no known mistake reproduces {first}, and no relation to the right one was found"
     if search.names == ["logits"]:
         note += (
-            ". Logits alone do not show whether both programs were given the same tokens: write "
-            "down the stream of the blocks too"
+            ". Logits alone do not show whether both programs have the same weights and were given "
+            "the same tokens: write down the stream of the blocks too"
         )
+    if first == "wte":
+        note += ": is it the model that was run, with the same weights?"
     return replace(found, note=note)
 
 
@@ -683,10 +688,12 @@ def _elsewhere(search, found):
     step = _gaps_to(search.case, search.step_record(()), search.names)
     unread = any(free[n] <= search.lines[n] < step[n] for n in free)  # theirs would spoil it
     if unread or not _is_last_token(search.case):
-        says = "was written down at another place than ours" if unread else "does no harm"
+        says = "does no harm"
+        if unread:
+            says = "was written down at another place than ours, or spoilt in writing"
         note = f"logits agree, so nothing was computed wrongly: {found.first} {says}"
         verdict = "elsewhere" if unread else "harmless"
-        near = [(c.mistake, c.times) for c in found.causes] or found.closest
+        near = [(c.mistake, c.times) for c in found.causes]
         name = "written-elsewhere" if unread else "does-no-harm"
         return replace(
             found, note=note, verdict=verdict, causes=(), closest=tuple(near), harmless=name

@@ -93,6 +93,9 @@ def find(step: Step) -> Relation | None:
     """The first relation that gives their result, the simplest kinds first."""
     if step.theirs.shape != step.right.shape or not step.wrong.any():
         return None
+    if _is_byteswapped(step):
+        text = f"their {step.name} have the bytes of each number in the other order: little-endian"
+        return Relation(step.name, "bytes", f"{text} float32 is wanted", 0.0, "bytes")
     spoilt = ~np.isfinite(step.theirs) & np.isfinite(step.right)
     attention = step.kind in ("attn.scores", "attn.pattern")  # there a mask may have made them
     if spoilt.any() and not attention:
@@ -109,6 +112,15 @@ def find(step: Step) -> Relation | None:
                         step.name, relation_kind, text, distance, key, (), cause, harmless
                     )
     return _not_numbers(step, spoilt) if np.isnan(step.theirs[spoilt]).any() else None
+
+
+def _is_byteswapped(step):
+    """Were they written as big-endian float32, and read as little-endian?"""
+    if np.abs(step.theirs).max() < 1e10 * np.abs(step.right).max():
+        return False
+    with np.errstate(all="ignore"):
+        turned = step.theirs.astype(np.float32).byteswap()
+        return (np.abs(turned - step.right) <= 1e-4 * np.abs(step.right)).mean() > 0.9
 
 
 def _not_numbers(step, spoilt):
@@ -372,6 +384,13 @@ def _clipped(step) -> Iterator:
             )
             if near[finite].all():
                 yield "rounded", label, text, theirs
+
+
+def _least_squares(x, y):
+    """a with x a nearest to y; 0 where the numbers have overflown."""
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return np.zeros((x.shape[1], *y.shape[1:]))
+    return np.linalg.lstsq(x, y, rcond=None)[0]
 
 
 def _fit_one(function, y, start):
@@ -1034,7 +1053,7 @@ def _gelu_constants(x, xs, ys) -> Iterator:
         return
     y = np.arctanh(inside[good])
     terms = np.stack([xs[good], xs[good] ** 3], 1)
-    a, c = np.linalg.lstsq(terms, y, rcond=None)[0]
+    a, c = _least_squares(terms, y)
     predicted = x / 2 * (1 + np.tanh(a * x + c * x**3))
     text = (
         f"are x/2 (1 + tanh({a:.5g} (x + {c / a:.5g} x^3))), where the constants are "
@@ -1043,7 +1062,7 @@ def _gelu_constants(x, xs, ys) -> Iterator:
     cause = "gelu-typo" if abs(c / a / 0.44715 - 1) < 1e-3 else ""
     yield "function", f"gelu {a:.4g} {c / a:.4g}", text, predicted, cause
     y = np.arctanh(np.clip(inside, -0.999999, 0.999999))[good]
-    a, c = np.linalg.lstsq(np.stack([xs[good], xs[good] ** 2], 1), y, rcond=None)[0]
+    a, c = _least_squares(np.stack([xs[good], xs[good] ** 2], 1), y)
     predicted = x / 2 * (1 + np.tanh(a * x + c * x**2))
     text = f"are x/2 (1 + tanh({a:.5g} (x + {c / a:.5g} x^2))): a square where the cube belongs"
     yield "function", "square", text, predicted
@@ -1070,9 +1089,14 @@ def _any_function(step, x) -> Iterator:
 
 
 def _terms(step):
+    return tuple(step.before(name) for name in _term_names(step))
+
+
+def _term_names(step):
+    """What a sum of the stream is made of."""
     if step.kind == "resid_mid":
-        return step.before("resid_pre"), step.before("attn.c_proj")
-    return step.before("resid_mid"), step.before("mlp.c_proj")
+        return "resid_pre", "attn.c_proj"
+    return "resid_mid", "mlp.c_proj"
 
 
 def _combination(step) -> Iterator:
@@ -1104,24 +1128,26 @@ def _sums(step, most):
     for count in range(1, most + 1):
         for some in itertools.combinations(range(n), count):
             x = np.stack([columns[i] for i in some], 1)
-            solution = np.linalg.lstsq(x, y, rcond=None)[0]
+            solution = _least_squares(x, y)
             if (
                 np.abs(x @ solution - y).max() > 1e-3 * np.abs(y).max()
                 or (np.abs(solution) < 1e-3).any()
             ):
                 continue
+            found = {
+                names[i].removeprefix(step.head): s for i, s in zip(some, solution, strict=True)
+            }
+            if _is_sum(step) and found.keys() == set(_term_names(step)):
+                if np.abs(solution - 1).max() < 1e-5:
+                    continue  # the right sum
             terms = [f"{_coefficient(s)}{names[i]}" for i, s in zip(some, solution, strict=True)]
             key = " ".join(
                 f"{s:.3g} {names[i].removeprefix(step.head)}"
                 for i, s in zip(some, solution, strict=True)
             )
             text = f"are {' + '.join(terms)}"
-            if step.kind in ("resid_mid", "resid_post"):
-                a, b = (
-                    ("resid_pre", "attn.c_proj")
-                    if step.kind == "resid_mid"
-                    else ("resid_mid", "mlp.c_proj")
-                )
+            if _is_sum(step):
+                a, b = _term_names(step)
                 text += f", where {step.head}{a} + {step.head}{b} belongs"
             predicted = sum(s * full[names[i]] for i, s in zip(some, solution, strict=True))
             yield "terms", key, text, predicted
@@ -1146,6 +1172,11 @@ def _logits(step) -> Iterator:
     for name in posts[::-1]:
         before = step.seen[name][:, -x.shape[1] :]
         yield "input", name, f"are {name} wte^T: ln_f is missing", before @ table.T
+    g, b, eps = p["ln_f.weight"], p["ln_f.bias"], step.model.config.layer_norm_epsilon
+    for name in [n for n in posts if n.endswith("resid_post")][-2::-1]:
+        early = ops.layer_norm(step.seen[name][:, -x.shape[1] :], g, b, eps) @ table.T
+        block = name.split(".")[1]
+        yield "input", f"after {name}", f"are those of a model that ends with block {block}", early
     if "lm_head.weight" in p:
         text = "come from wte, but this model has lm_head.weight"
         yield "parameter", "wte", text, x @ p["wte.weight"].T, "untied-unembedding"
@@ -1162,7 +1193,7 @@ def _logits(step) -> Iterator:
         yield "rounded", label, f"come from a table that is {label}", x @ changed.T
     rows, y = x.reshape(-1, x.shape[-1]), theirs.reshape(-1, theirs.shape[-1])
     if len(rows) > rows.shape[1] and np.isfinite(y).all():
-        other = np.linalg.lstsq(rows, y, rcond=None)[0]
+        other = _least_squares(rows, y)
         text = "are linear in ln_f, but with another table than wte"
         yield (
             "parameter",

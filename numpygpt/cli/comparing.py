@@ -115,7 +115,10 @@ def _dumps(files, args):
 
     theirs = dump.read(files[-1])
     if len(files) == 1:
-        said = args.model or dump.model_of(files[0], theirs) or "stories"
+        said = args.model or dump.model_of(files[0], theirs)
+        if not said:
+            said = MODEL["default"]
+            say(f"no --model is given: comparing with the bundled model, {said}")
         return {n: a for n, a in theirs.items() if n != "model"}, {}, said
     ours = dump.read(files[0])
     name = args.model or dump.model_of(files[0], ours)
