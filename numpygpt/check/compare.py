@@ -25,8 +25,8 @@ def compare(
 
     theirs: name -> array, under any names and in any usual layout (see `align`). model: the GPT2
     that both programs should be. tokens: ids (B, T) or (T,), which may be left out where `theirs`
-    holds them. pads (B,): padding tokens at the left of each row; `attention_mask` and
-    `position_ids` among theirs say it too, at either side. chunks: lengths of the pieces that went
+    holds them. pads (B,): padding tokens at the left of each row; a mask among theirs says it
+    too, at either side (see `_real_tokens`). chunks: lengths of the pieces that went
     through a KV cache. names: their name -> ours (or None: leave out), before what would be found.
     say: called with a sentence now and then, for large models.
 
