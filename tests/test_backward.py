@@ -377,14 +377,6 @@ def test_the_model_that_nobody_named_is_said(tmp_path, capsys):
     assert "is it the model that was run?" in said.out
 
 
-def test_a_map_with_a_name_twice_is_refused(folder, tmp_path, capsys):
-    np.savez(tmp_path / "theirs.npz", x=trained()["loss"])
-    (tmp_path / "map.json").write_text('{"x": "ln_f", "x": "logits"}')
-    words = [f"{tmp_path}/theirs.npz", "--model", str(folder), "--names", f"{tmp_path}/map.json"]
-    assert cli.main(["compare", *words]) == 2
-    assert "the same key twice" in capsys.readouterr().err
-
-
 def test_a_map_from_a_file(folder, tmp_path, capsys):
     record = MODEL.forward(TOKENS, keep="everything")[1]
     np.savez(tmp_path / "theirs.npz", tokens=TOKENS, a=record["ln_f"], b=record["logits"] * 2)

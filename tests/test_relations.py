@@ -458,6 +458,14 @@ def test_a_mistake_at_one_place_is_found_from_the_logits_alone():
         assert found.causes[0].mistake in ("relu", "erf-gelu")
 
 
+def test_where_it_is_wrong_is_said_even_if_nobody_knows_why():
+    def leak(x, s, h):  # the first row's stream comes into the last
+        return x + np.array([0, 0, 1])[:, None, None] * s["h.0.resid_pre"][:1]
+
+    found = found_in({"h.0.resid_mid": leak})
+    assert not found.relations and found.note.endswith("it is wrong in batch row 2 alone")
+
+
 def test_a_relation_in_one_head_or_token_alone_says_so():
     def one_head(x, s, h):
         y = x.copy()

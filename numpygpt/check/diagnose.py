@@ -666,6 +666,7 @@ def _judged(search, found, made, best, stuck):
         return found
     first = found.unexplained[0]
     note = f"no known mistake reproduces {first}, and no relation to the right one was found"
+    note += _place(search, made, first)
     if search.names == ["logits"]:
         note += (
             ". Logits alone do not show whether both programs have the same weights and were given "
@@ -674,6 +675,16 @@ def _judged(search, found, made, best, stuck):
     if first == "wte":
         note += ": is it the model that was run, with the same weights?"
     return replace(found, note=note)
+
+
+def _place(search, made, name):
+    """Where a step is wrong, if that is in one batch row, head or token alone."""
+    theirs, right = search.case.theirs[name], search.step_record(made)[name]
+    if theirs.shape != right.shape or theirs.ndim < 3:
+        return ""
+    step = Step(name, theirs, right, {}, search.case.model, search.lines[name])
+    words = relations.where(step, right)
+    return f"; it is wrong{words.removeprefix(',')}" if words.endswith("alone") else ""
 
 
 def _ends_in_agreement(found):

@@ -107,7 +107,7 @@ def find(step: Step) -> Relation | None:
                 distance = step.gap(predicted)
                 if distance <= step.line:
                     cause, harmless = (*more, "", False)[:2] if more else ("", False)
-                    text = f"their {step.name} {text}{_where(step, predicted)}"
+                    text = f"their {step.name} {text}{where(step, predicted)}"
                     return Relation(
                         step.name, relation_kind, text, distance, key, (), cause, harmless
                     )
@@ -131,10 +131,10 @@ def _not_numbers(step, spoilt):
     what = "NaN" if nan.any() else "infinite"
     rows = replace(step, theirs=np.where(spoilt, np.inf, step.right))
     text = f"their {step.name} are {what} at {spoilt.sum()} of {spoilt.size} numbers"
-    return Relation(step.name, "nan", text + _where(rows, step.right), 0.0, what)
+    return Relation(step.name, "nan", text + where(rows, step.right), 0.0, what)
 
 
-def _where(step, predicted):
+def where(step, predicted):
     """ ", in token 3 alone" where the relation holds there and ours is right elsewhere."""
     everywhere = row_gaps(step.theirs, np.asarray(predicted, np.float64)).max() <= step.line
     wrong = step.wrong.reshape(step.theirs.shape[:-1])
