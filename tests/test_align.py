@@ -669,3 +669,9 @@ def test_logits_in_one_row_of_numbers_or_one_number(model, one):
     assert not any("cut off" in remark for remark in found.remarks)
     found = numpygpt.compare({"logits": one["logits"][0, 0, 0]}, model, ONE)
     assert (found.first, found.verdict) == ("logits", "differs")
+
+
+def test_arrays_and_model_in_the_wrong_order_are_said(model, record):
+    for wrong in ((model, record), (record, record), ([record["logits"]], model)):
+        with pytest.raises(TypeError, match="a dict name -> array, and then our model"):
+            numpygpt.compare(*wrong, TOKENS)

@@ -30,8 +30,14 @@ def compare(
     through a KV cache. names: their name -> ours (or None: leave out), before what would be found.
     say: called with a sentence now and then, for large models.
 
-    Raises ValueError where tokens are unknown or do not fit, and where nothing could be compared.
+    Raises ValueError where tokens are unknown or do not fit, and where nothing could be compared,
+    and TypeError for what is not a dict of arrays and a model, in this order.
     """
+    if not hasattr(theirs, "items") or not hasattr(model, "params"):
+        raise TypeError(
+            "compare takes their arrays, a dict name -> array, and then our model, not a "
+            f"{type(theirs).__name__} and a {type(model).__name__}"
+        )
     theirs = {name: _as_array(name, array) for name, array in theirs.items()}
     if sum(a.size for a in model.params.values()) < SLOW:
         say = None
