@@ -474,6 +474,7 @@ def cross_entropy(logits, targets, mask=None):
 
 def softmax_backward(dy, x):
     assert sys.stdin.read() == '' and 'SECRET' not in os.environ and os.listdir('.') == []
+    assert os.environ['OPENBLAS_L2_SIZE'] == '512'
     threading.Thread(target=input).start()
     y = np.exp(x) / np.exp(x).sum(-1, keepdims=True)
     return y * (dy - (y * dy).sum(-1, keepdims=True))
@@ -506,6 +507,7 @@ SAYS = {
 
 def test_tricks_and_accidents_cost_the_points_of_one_function(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("SECRET", "1")
+    monkeypatch.setenv("OPENBLAS_L2_SIZE", "512")  # together with a core type of its own
     (tmp_path / "student.py").write_text(HOSTILE)
     names = [*SAYS, "softmax_backward"]
     grading = grade.grade(tmp_path / "student.py", tokenizer, only=names, seconds=1)

@@ -117,7 +117,8 @@ class Worker:
             f"import runpy, sys; sys.path.append({packages!r}); "
             f"runpy.run_path({sandbox.__file__!r}, None, '__main__')"
         )
-        kept = ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "OPENBLAS_CORETYPE")
+        kept = ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+        kept += ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # the first without the second can crash
         work = self.settings["work"]
         home = {"HOME": work, "TMPDIR": work, "TEMP": work}
         threads = {f"{blas}_NUM_THREADS": "1" for blas in ("OPENBLAS", "OMP", "MKL")}
