@@ -26,9 +26,9 @@ def compare(
     theirs: name -> array, under any names and in any usual layout (see `align`). model: the GPT2
     that both programs should be. tokens: ids (B, T) or (T,), which may be left out where `theirs`
     holds them. pads (B,): padding tokens at the left of each row; a mask among theirs says it
-    too, at either side (see `_real_tokens`). chunks: lengths of the pieces that went
-    through a KV cache. names: their name -> ours (or None: leave out), before what would be found.
-    say: called with a sentence now and then, for large models.
+    too, at either side: 1 or 0 for what is seen, or what is added to the scores. chunks: lengths of
+    the pieces that went through a KV cache. names: their name -> ours (or None: leave out), before
+    what would be found. say: called with a sentence now and then, for large models.
 
     Raises ValueError where tokens are unknown or do not fit, and where nothing could be compared,
     and TypeError for what is not a dict of arrays and a model, in this order.
