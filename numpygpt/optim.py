@@ -111,7 +111,8 @@ def adamw(params, grads, state, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_dec
     W of AdamW. Raises ValueError for a parameter without a gradient, one that may not be written
     to, and one that is a view with gaps or turned axes.
     """
-    lr, weight_decay = float(lr), float(weight_decay)  # NumPy's would change the dtype
+    # Python's own: NumPy's would change the dtype of what they are used on.
+    lr, beta1, beta2, eps, weight_decay = map(float, (lr, beta1, beta2, eps, weight_decay))
     for name, param in params.items():
         if name not in grads:
             raise ValueError(f"{name} has no gradient: pass those of the same parameters")

@@ -358,6 +358,13 @@ def test_masks_of_every_kind_say_the_padding(model):
         found = assert_agrees(dump | {name: mask}, model)
         assert found.remarks == (f"{name}: padded at the left by [2, 0]",)
     assert assert_agrees(dump | {"pads": np.array([2, 0])}, model).remarks == ()
+    turned = {"pad_mask": LEFT == 0}  # as real tokens it would leave the second row none
+    remark = "pad_mask: padded at the left by [2, 0]"
+    assert assert_agrees(dump | turned, model).remarks == (remark,)
+    with pytest.raises(ValueError, match="pad_mask leaves no real token in row 1, however"):
+        numpygpt.compare(dump | {"pad_mask": np.repeat([[1], [0]], 5, 1)}, model, TOKENS)
+    with pytest.raises(ValueError, match=r"their pads must be integers, not \[2.0, 0.5\]"):
+        numpygpt.compare(dump | {"pads": np.array([2, 0.5])}, model, TOKENS)
     assert numpygpt.compare(dump, model, TOKENS).verdict == "differs"  # without a word of it
 
 
@@ -386,8 +393,9 @@ def test_a_causal_mask_is_not_taken_for_padding(model):
 
 
 def test_padding_that_leaves_nothing_is_refused(model, record):
-    with pytest.raises(ValueError, match="leave no token to compare"):
-        numpygpt.compare(record, model, pads=np.array([5, 5]))
+    for pads in ([5, 5], [0, 5]):
+        with pytest.raises(ValueError, match=f"leave no token to compare in row {pads.index(5)}"):
+            numpygpt.compare(record, model, pads=np.array(pads))
 
 
 def test_nothing_compared_is_no_agreement(model, record):

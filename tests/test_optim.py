@@ -354,3 +354,15 @@ def test_a_norm_that_is_not_positive_turns_no_gradient_round(max_norm):
     with pytest.raises(ValueError, match="max_norm must be positive"):
         clip(grads, max_norm)
     np.testing.assert_array_equal(grads["matrix"], some()["matrix"])
+
+
+def test_numbers_of_numpy_are_pythons_own():
+    results = []
+    for number in (float, np.float64):
+        params, grads = some("float32"), some("float32", 2)
+        state = adam_state(params)
+        for _ in range(3):
+            adamw(params, grads, state, *map(number, (1e-2, 0.9, 0.99, 1e-8, 0.1)))
+        results.append(params)
+    for name, param in results[0].items():
+        np.testing.assert_array_equal(param, results[1][name])

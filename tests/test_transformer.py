@@ -312,6 +312,9 @@ def test_what_cannot_be_written_is_refused():
         transformer.greedy(ours, source, START, END, 4.5)
     with pytest.raises(ValueError, match="the id 1000, which never comes"):
         transformer.greedy(ours, source, START, 1000, 4)
+    for end in ("x", [END, START]):
+        with pytest.raises(TypeError, match="end must be an integer"):
+            transformer.greedy(ours, source, START, end, 4)
     with pytest.raises(ValueError, match=f"for one source, not for {len(source)}"):
         transformer.beam(ours, source, START, END, 4)
     for rng in (0, None):

@@ -167,15 +167,25 @@ def batch(theirs, model, tokens=None, pads=None, names=None):
             f"{model.config.n_vocab - 1}: is it the model that was run?"
         )
     if pads is None and "pads" in theirs and theirs["pads"].shape == (len(ids),):
-        pads = theirs["pads"].astype(np.int64)
-    if pads is not None and (np.asarray(pads) >= ids.shape[1]).all():
-        raise ValueError(f"pads of {np.asarray(pads).tolist()} leave no token to compare")
+        pads = theirs["pads"]
+        if not np.array_equal(pads, np.round(pads)):
+            raise ValueError(f"their pads must be integers, not {pads.tolist()}")
+        pads = pads.astype(np.int64)
+    empty = np.flatnonzero(np.asarray([] if pads is None else pads) >= ids.shape[1])
+    if len(empty):
+        pads = np.asarray(pads).tolist()
+        raise ValueError(f"pads of {pads} leave no token to compare in row {empty[0]}")
     masks = {n: _real_tokens(n, a, ids) for n, a in theirs.items()}
     hiding = [n for n, real in masks.items() if real is not None and not real.all()]
     if not hiding:
         return ids, pads, None, remarks
     name = hiding[0]
     mask = masks[name]
+    if not mask.any(1).all():
+        raise ValueError(
+            f"{name} leaves no real token in row {int(mask.any(1).argmin())}, however it is read: "
+            "leave that row out"
+        )
     if (mask == np.sort(mask, 1)).all():  # 0 0 1 1 1
         if pads is None:
             pads = (~mask).sum(1)
@@ -213,9 +223,9 @@ def _real_tokens(name, array, ids):
     if b == t > 1 and np.array_equal(mask == mask[-1, 0], np.tri(t, dtype=bool)):
         return None  # (T, T): the mask of causality
     if set(np.unique(mask)) <= {0, 1}:
-        if "key_padding" in said or not mask.any():  # nothing but padding makes no sense
-            return mask == 0
-        return mask != 0
+        # A row of nothing but padding makes no sense.
+        padding = "key_padding" in said or (not mask.any(1).all() and (mask == 0).any(1).all())
+        return mask == 0 if padding else mask != 0
     if ((mask == 0) | (mask <= HIDDEN)).all():
         return mask == 0
     return None

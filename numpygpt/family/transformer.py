@@ -383,7 +383,7 @@ def _checked(tokens, what, config, past=0):
 def greedy(model: Transformer, source, start: int, end: int, max_new_tokens: int, real=None):
     """At each step the likeliest id: a list of ids for each source (B, S), without `end`."""
     max_new_tokens = check_count("max_new_tokens", max_new_tokens, 0)
-    (end,) = check_stop(end, model.config.n_vocab)
+    (end,) = check_stop(check_count("end", end), model.config.n_vocab)
     reader = model.read(source, real)
     rows = len(np.atleast_2d(source))
     cache, tokens = reader.cache(rows), np.full((rows, 1), start)

@@ -20,7 +20,7 @@ from numpygpt.formats import CheckpointError, safetensors
 from numpygpt.lora import MATRICES, LoRA
 from numpygpt.model import GPT2
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = checkpoint.LORA, "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"  # what older versions of PEFT wrote
 PREFIX = "base_model.model.transformer."
 BASE = "sha256 of the matrices it changes"

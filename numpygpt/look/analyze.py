@@ -440,11 +440,10 @@ def patch(model, tokens, name, record, head=None, position=None, pads=None):
 def ablate_heads(model, tokens, heads, mean=False, pads=None):
     """The run in which some heads, pairs (layer, head), write nothing: logits and record.
 
-    heads: pairs (layer, head). mean: instead of 0 a head's z is its mean over the tokens of this
-    run, padding left out, which takes away what it tells one token from another by, but leaves what
-    it adds everywhere. Either way the model meets
-    a state that it never met in training: a loss that grows shows that the head was relied on, one
-    that does not may mean that later heads stand in for it.
+    mean: instead of 0 a head's z is its mean over the tokens of this run, padding left out, which
+    takes away what it tells one token from another by, but leaves what it adds everywhere. Either
+    way the model meets a state that it never met in training: a loss that grows shows that the head
+    was relied on, one that does not may mean that later heads stand in for it.
     """
     changes = {}
     if any(np.shape(pair) != (2,) for pair in heads):
